@@ -1,0 +1,5 @@
+"""Data sets: simulated ones, and public ones that are downloaded once and verified."""
+
+from .files import DataError
+
+__all__ = ["DataError"]

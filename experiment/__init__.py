@@ -1,0 +1,1 @@
+"""What every script shares: options, run folder, checkpoint, evaluation, tables."""

@@ -1,0 +1,108 @@
+"""Command lines: one-line errors, the flags every script has, checks of single values."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import sys
+from collections.abc import Callable
+
+from .run import Diverged
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose every error is one line and exit status 2."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    @contextlib.contextmanager
+    def checked(self):
+        """A ValueError while settings and data are checked becomes a one-line error."""
+        try:
+            yield
+        except ValueError as error:
+            self.error(str(error))
+
+    def changed(self, args: argparse.Namespace, ignore: tuple[str, ...]) -> str:
+        """The flags that differ from their defaults, as part of a folder name: v0-0.1_seeds-3."""
+        parts = []
+        for name, value in vars(args).items():
+            if name not in ignore and value != self.get_default(name):
+                values = value if isinstance(value, list) else [value]
+                parts.append(f"{name}-{'-'.join(map(str, values))}")
+        return "_".join(parts)
+
+
+def _number(kind: Callable, rule: Callable[[float], bool], allowed: str) -> Callable[[str], float]:
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and rule(value)):
+            raise argparse.ArgumentTypeError(f"must be {allowed}, not '{text}'")
+        return value
+
+    return parse
+
+
+positive = _number(float, lambda x: x > 0, "a number > 0")
+non_negative = _number(float, lambda x: x >= 0, "a number >= 0")
+at_least_one = _number(float, lambda x: x >= 1, "a number >= 1")
+unit = _number(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+fraction = _number(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
+open_unit = _number(float, lambda x: 0 < x < 1, "a number in (0, 1)")
+correlation = _number(float, lambda x: -1 < x < 1, "a number in (-1, 1)")
+count = _number(int, lambda x: x >= 1, "a whole number >= 1")
+whole = _number(int, lambda x: x >= 0, "a whole number >= 0")
+switch = _number(int, lambda x: x in (0, 1), "0 or 1")
+
+
+def add_run_options(parser: Parser, seed: int = 1) -> None:
+    """-seed -seeds -out -resume -save_every."""
+    group = parser.add_argument_group("run")
+    group.add_argument("-seed", type=whole, default=seed, help="first seed")
+    group.add_argument("-seeds", type=count, default=1, help="how many seeds, counted up from -seed")
+    group.add_argument("-out", default=None, help="run folder; by default named after the flags, under runs/")
+    group.add_argument("-resume", type=switch, default=0, help="1 continues the run folder's run, bit for bit")
+    group.add_argument("-save_every", type=non_negative, default=10.0, help="seconds between checkpoints")
+
+
+def add_prior_options(parser: Parser, *, v1: float, a: float, b: float | None, sd) -> argparse._ArgumentGroup:
+    """-v1 -a -b -nu -lamda -sd: what the SSGL prior is the same for all scripts."""
+    group = parser.add_argument_group("spike-and-slab prior")
+    group.add_argument("-v1", type=positive, default=v1, help="variance of the slab, in units of sigma^2")
+    group.add_argument("-a", type=at_least_one, default=a, help="Beta(a, b) prior of the inclusion rate delta")
+    group.add_argument("-b", type=at_least_one, default=b, help="Beta(a, b) prior of the inclusion rate delta")
+    group.add_argument("-nu", type=positive, default=1.0, help="sigma^2 ~ InvGamma(nu/2, nu lamda/2)")
+    group.add_argument("-lamda", type=positive, default=1.0, help="sigma^2 ~ InvGamma(nu/2, nu lamda/2)")
+    many = {"nargs": "+"} if isinstance(sd, list) else {}
+    group.add_argument("-sd", type=positive, default=sd, help="sigma_0, initial value of sigma", **many)
+    return group
+
+
+def add_adaptation_options(parser: Parser, *, dc: float, da: float, dalpha: float) -> None:
+    """-dc -da -dalpha: omega_k of stochastic approximation."""
+    group = parser.add_argument_group("stochastic approximation, omega_k = dc / (da + k)^dalpha")
+    group.add_argument("-dc", type=positive, default=dc, help="numerator of omega_k")
+    group.add_argument("-da", type=non_negative, default=da, help="delay of omega_k, in iterations")
+    group.add_argument("-dalpha", type=positive, default=dalpha, help="decay exponent of omega_k, at most 1")
+
+
+def run_script(main: Callable[[], int]) -> None:
+    """Run a script's main and exit: 0 done, 2 bad input, 3 diverged, 130 interrupted."""
+    try:
+        sys.exit(main())
+    except Diverged as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        sys.exit(3)
+    except KeyboardInterrupt:
+        print("interrupted; the same command with -resume 1 continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,49 @@
+"""Result rows of many seeds as mean +- standard deviation, and paired differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published"
+
+
+def published(name: str) -> pd.DataFrame:
+    """A table of a paper, from results/published/."""
+    return pd.read_csv(PUBLISHED / f"{name}.csv")
+
+
+def over_seeds(table: pd.DataFrame, by: list[str], metrics: list[str]) -> pd.DataFrame:
+    """One row per setting: n, and <metric>_mean, <metric>_sd, <metric>_se for every metric.
+
+    Rows with an empty metric (diverged chains) are left out of that metric; n counts the rest.
+    """
+    groups = table.groupby(by, sort=False)
+    columns = {"n": groups[metrics[0]].count()}
+    for metric in metrics:
+        columns[f"{metric}_mean"] = groups[metric].mean()
+        columns[f"{metric}_sd"] = groups[metric].std()
+        columns[f"{metric}_se"] = groups[metric].sem()
+    return pd.DataFrame(columns).reset_index()
+
+
+def paired_differences(table: pd.DataFrame, first: str, by: list[str], metrics: list[str]) -> pd.DataFrame:
+    """Method `first` minus every other method, paired by seed: mean, standard error and n."""
+    rows = []
+    for setting, group in table.groupby(by, sort=False):
+        wide = group.pivot(index="seed", columns="method", values=metrics)
+        for other in [m for m in group["method"].unique() if m != first]:
+            row = dict(zip(by, setting, strict=True)) | {"difference": f"{first} - {other}"}
+            for metric in metrics:
+                difference = (wide[metric][first] - wide[metric][other]).dropna()
+                row |= {f"{metric}_mean": difference.mean(), f"{metric}_se": difference.sem(), "n": len(difference)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def plus_minus(mean: float, spread: float, digits: int = 3) -> str:
+    """'1.234 +- 0.056'; the mean alone where there is no spread; '-' where there is no value."""
+    if pd.isna(mean):
+        return "-"
+    return f"{mean:.{digits}f}" if pd.isna(spread) else f"{mean:.{digits}f} +- {spread:.{digits}f}"

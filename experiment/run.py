@@ -1,0 +1,196 @@
+"""A run is a folder.
+
+    args.json command.sh environment.json     what was asked for, and where it ran
+    metrics.csv                               progress, one row per epoch or interval
+    checkpoint.safetensors                    tensors, with the JSON part in the file's header
+    table.csv summary.json                    the results; summary.json is written last
+
+Every file is written under a temporary name and renamed, so that a kill at any moment leaves
+whole files only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FILES = ("summary.json", "checkpoint.safetensors", "table.csv", "metrics.csv")  # removed in this order
+NOT_IDENTITY = {"out", "resume", "save_every", "data_dir"}  # flags that do not change the numbers
+
+
+class Diverged(RuntimeError):
+    """Every chain, or some chains of a batch, left the finite numbers. Exit status 3."""
+
+
+class RunError(ValueError):
+    """The run folder cannot be used: unwritable, another run's, or damaged."""
+
+
+def replace_file(path: Path, write) -> None:
+    """write(temporary path), then rename it to `path`: readers see the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    replace_file(path, lambda temporary: frame.to_csv(temporary, index=False))
+
+
+def plain(value):
+    """`value` as JSON allows it: NaN and infinity become null, numpy scalars plain numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def environment() -> dict:
+    """Versions, hardware and the project's commit."""
+    root = Path(__file__).parents[1]
+    git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    cpu = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": git.stdout.strip() or None,
+    }
+
+
+class Run:
+    """Opens a run folder.
+
+    Args:
+        script: name of the script.  name: default folder name under runs/<script>/.
+        settings: all flags with their values.
+
+    Raises:
+        RunError: the folder is unwritable, or holds a run with other settings.
+    """
+
+    def __init__(self, script: str, name: str, settings: Mapping):
+        self.settings = {k: v for k, v in settings.items() if k not in NOT_IDENTITY}
+        self.folder = Path(settings["out"] or Path("runs") / script / name)
+        self.save_every = settings["save_every"]
+        self._saved = self._began = time.monotonic()
+        self._seconds_before = 0.0
+        self._compare_with_earlier()
+        try:
+            (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+            if not settings["resume"]:
+                for file in FILES:
+                    (self.folder / file).unlink(missing_ok=True)
+            write_text(self.folder / "args.json", json.dumps(plain(self.settings), indent=1) + "\n")
+            command = f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip()
+            write_text(self.folder / "command.sh", f"python {command}\n")
+            write_text(self.folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+        except OSError as error:
+            raise RunError(f"-out {self.folder} cannot be written: {error.strerror}") from error
+
+    def _compare_with_earlier(self) -> None:
+        try:
+            earlier = json.loads((self.folder / "args.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (OSError, ValueError) as error:
+            raise RunError(f"-out {self.folder} holds an unreadable args.json") from error
+        now = plain(self.settings)
+        for key in sorted(now.keys() | earlier.keys()):
+            if now.get(key) != earlier.get(key):
+                raise RunError(
+                    f"-out {self.folder} holds a run with -{key} {earlier.get(key)}, not {now.get(key)}; "
+                    "choose another -out"
+                )
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").exists()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run, earlier pieces included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def due(self) -> bool:
+        """Is it time for the next checkpoint?"""
+        return time.monotonic() - self._saved >= self.save_every
+
+    def save(self, tensors: Mapping[str, Tensor], state: Mapping, metrics: list[dict]) -> None:
+        """Write metrics.csv and the checkpoint; `state` is whatever JSON can hold.
+
+        Metrics go first: a kill in between leaves rows too many, which `load` drops, never too few.
+        """
+        write_csv(self.folder / "metrics.csv", pd.DataFrame(metrics))
+        header = {"state": json.dumps({**state, "rows": len(metrics), "seconds": self.seconds})}
+        tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+        replace_file(
+            self.folder / "checkpoint.safetensors", lambda temporary: save_file(tensors, temporary, metadata=header)
+        )
+        self._saved = time.monotonic()
+
+    def load(self) -> tuple[dict[str, Tensor], dict, list[dict]] | None:
+        """The checkpoint (tensors, state, metrics), or None where there is none.
+
+        Raises:
+            RunError: the checkpoint is damaged. Nothing is ever unpickled.
+        """
+        path = self.folder / "checkpoint.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            metrics = pd.read_csv(self.folder / "metrics.csv").to_dict("records")[: state["rows"]]
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"the checkpoint in {self.folder} is damaged ({error}); start again without -resume") from error
+        self._seconds_before = state["seconds"]
+        return tensors, state, metrics
+
+    def finish(self, table: pd.DataFrame, summary: Mapping) -> None:
+        """Write table.csv and, last, summary.json."""
+        write_csv(self.folder / "table.csv", table)
+        write_text(self.folder / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part under `prefix.`, for a checkpoint that holds several parts."""
+    return {f"{prefix}.{name}": x for name, x in tensors.items()}
+
+
+def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `prefixed`."""
+    return {name.removeprefix(f"{prefix}."): x for name, x in tensors.items() if name.startswith(f"{prefix}.")}

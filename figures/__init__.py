@@ -1,0 +1,1 @@
+"""One module per figure. A figure reads result files only."""

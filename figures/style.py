@@ -1,0 +1,25 @@
+"""Colours and sizes that all figures share."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+# Okabe-Ito: told apart by readers with any colour vision
+COLOURS = {"sa": "#0072B2", "em": "#D55E00", "sgld": "#009E73", "sghmc": "#009E73", "truth": "#000000"}
+LABELS = {"sa": "SA", "em": "EM", "sgld": "fixed prior", "sghmc": "fixed prior"}
+
+plt.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 150,
+    }
+)

@@ -1,0 +1,410 @@
+"""Large-p-small-n linear regression: SGLD-SA, SGLD-EM and SGLD (Deng et al., NeurIPS 2019).
+
+    python lr_simulation.py                      # the paper's Table 1: 12 chains, 500,000 iterations
+    python lr_simulation.py -seeds 10            # the same over ten simulated data sets
+    python lr_simulation.py -c sa -v0 0.1 -sd 1  # one cell
+
+All cells (method, v0, sigma_0) of all data sets run as one tensor program. The cells of one data
+set start from the same beta and share the noise of every step (common random numbers), so that
+the methods differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.simulation import LinearData, simulate
+from experiment import options
+from experiment.compiled import Step
+from experiment.diagnostics import effective_sample_size, save_netcdf, split_rhat
+from experiment.progress import progress
+from experiment.report import over_seeds, paired_differences, plus_minus, published
+from experiment.run import Diverged, Run, part, prefixed, replace_file
+from figures.lr_simulation import draw
+from sampler import ChainNoise, stream
+from sampler.schedules import RobbinsMonro, adaptation, polynomial_decay
+from sampler.sgmcmc import sgld, sgld_noise_scale
+from sampler.spike_slab import (
+    average,
+    inclusion_probability,
+    inclusion_rate,
+    penalties,
+    penalty_sums,
+    potential_grad,
+    sigma_regression,
+)
+
+METHODS = ("sa", "em", "sgld")
+BETA0_SD = 0.1  # beta_0 ~ N(0, 0.1^2)
+GRADIENT_SD = 0.01  # of the Gaussian noise on the gradient
+TRACED = ("beta1", "beta2", "beta3", "sigma")
+COMPILE_FROM = 50_000  # iterations that repay the compiler's 10 to 20 seconds
+
+
+class Chains(NamedTuple):
+    """State of every chain; a group is one data set and replicate, its cells are the settings."""
+
+    beta: Tensor  # (group, cell, p)
+    residual: Tensor  # (group, cell, n), y - X beta
+    rho: Tensor  # (group, cell, p)
+    kappa0: Tensor  # (group, cell, p)
+    kappa1: Tensor  # (group, cell, p)
+    delta: Tensor  # (group, cell, 1)
+    sigma2: Tensor  # (group, cell, 1)
+    finite: Tensor  # (group, cell, 1), iterations before the first non-finite one
+
+
+def iteration(chains, x, y, noise, lr, omega, *, observations, v0, v1, a, b, nu, lamda) -> Chains:
+    """One SGLD step and one update of the latent variables, Eq. (1), (5), (6), (8), (7)."""
+    beta, residual, rho, kappa0, kappa1, delta, sigma2, finite = chains
+    sigma, weight = sigma2.sqrt(), observations / y.shape[-1]
+
+    likelihood_grad = torch.bmm(residual * (-weight / sigma2), x)
+    grad = likelihood_grad + potential_grad(beta, kappa0, kappa1, sigma)
+    beta = sgld(beta, grad, noise, lr)
+    residual = torch.baddbmm(y, beta, x.mT, alpha=-1)
+
+    rho = average(rho, inclusion_probability(beta, delta, v0, v1, sigma), omega)
+    new_kappa0, new_kappa1 = penalties(rho, v0, v1)
+    kappa0, kappa1 = average(kappa0, new_kappa0, omega), average(kappa1, new_kappa1, omega)
+    delta = average(delta, inclusion_rate(rho, a, b, 2), omega)
+    l1, l2 = penalty_sums(beta, kappa0, kappa1, 2)
+    squares = weight * residual.square().sum(-1, keepdim=True)
+    new_sigma = sigma_regression(l1, l2, squares, observations, beta.shape[-1], nu, lamda)
+    sigma2 = average(sigma2, new_sigma * new_sigma, omega)
+    return Chains(beta, residual, rho, kappa0, kappa1, delta, sigma2, finite + (sigma2 < torch.inf))
+
+
+def iterations(chains, x, y, noise, lr, omega, *, minibatch, **prior) -> Chains:
+    """len(lr) iterations. noise (group, step, 1, p), omega (step, 1, cell, 1).
+
+    x (group, n, p), y (group, 1, n); with minibatches one of each per step: (group, step, n, p).
+    """
+    for k, schedule in enumerate(zip(noise.unbind(1), lr.unbind(), omega.unbind(), strict=True)):
+        x_k, y_k = (x[:, k], y[:, k]) if minibatch else (x, y)
+        if minibatch:
+            chains = chains._replace(residual=torch.baddbmm(y_k, chains.beta, x_k.mT, alpha=-1))
+        chains = iteration(chains, x_k, y_k, *schedule, **prior)
+    return chains
+
+
+class Simulation:
+    """The chains with everything that a checkpoint must hold."""
+
+    def __init__(self, args, cells: list[tuple], data: list[LinearData]):
+        seeds = range(args.seed, args.seed + args.seeds)
+        groups = list(itertools.product(range(args.seeds), range(args.chains)))
+        self.args, self.cells, self.groups = args, cells, groups
+        self.noise = ChainNoise([stream(seeds[s], "noise", chain) for s, chain in groups])
+        self.batches = [stream(seeds[s], "batch", chain) for s, chain in groups]
+
+        def tensor(values) -> Tensor:
+            return torch.as_tensor(np.array(values), dtype=torch.float32)
+
+        self.x = tensor([data[s].x for s, _ in groups])  # (group, n, p)
+        self.y = tensor([data[s].y for s, _ in groups])[:, None]  # (group, 1, n)
+        self.x_test = tensor([data[s].x_test for s, _ in groups])
+        self.y_test = tensor([data[s].y_test for s, _ in groups])[:, None]
+
+        sa = RobbinsMonro(args.dc, args.da, args.dalpha, cap=0.1)
+        self.schedules = [adaptation(method, sa) for method, _, _ in cells]
+        prior = {name: getattr(args, name) for name in ("v1", "a", "nu", "lamda")}
+        self.step = Step(
+            iterations,
+            args.compile == "1" or (args.compile == "auto" and args.iterations >= COMPILE_FROM),
+            minibatch=args.batch is not None,
+            observations=args.n,
+            v0=tensor([[[v0] for _, v0, _ in cells]]),
+            b=args.b if args.b is not None else args.p,
+            **prior,
+        )
+        shape = (len(groups), len(cells))
+        start = torch.stack([torch.randn(1, args.p, generator=stream(seeds[s], "init", c)) for s, c in groups])
+        beta = (BETA0_SD * start).expand(*shape, args.p).contiguous()
+        sigma2 = tensor([[[sd**2] for _, _, sd in cells]]).expand(*shape, 1).contiguous()
+        half, one = torch.full_like(beta, 0.5), torch.ones_like(beta)
+        self.chains = Chains(
+            beta, self.y - beta @ self.x.mT, half, one, one.clone(), torch.full_like(sigma2, 0.5), sigma2,
+            torch.zeros_like(sigma2, dtype=torch.int64),
+        )  # fmt: skip
+        self.kept = 0
+        self.sum_beta = torch.zeros_like(beta, dtype=torch.float64)
+        self.sum_rho = torch.zeros_like(self.sum_beta)
+        self.trace = torch.zeros(*shape, args.iterations // args.thin - args.burn, len(TRACED))
+        self.draws: np.ndarray | None = None  # (group, cell, draw, p) on disk, where all draws are kept
+
+    def advance(self, done: int) -> None:
+        """`thin` iterations after `done` of them, and one draw if the burn-in is over."""
+        args = self.args
+        k = torch.arange(done + 1, done + args.thin + 1, dtype=torch.float64)
+        lr = polynomial_decay(args.lr, args.decay, k)
+        scale = sgld_noise_scale(lr, args.invT, GRADIENT_SD)
+        omega = torch.stack([schedule(k) for schedule in self.schedules], dim=-1)[:, None, :, None]
+        lr, scale, omega = lr.float(), scale.float()[:, None], omega.float()
+        size = max(u for u in (5, 4, 2, 1) if args.thin % u == 0)  # steps per compiled call
+        for i in range(0, args.thin, size):
+            now = slice(i, i + size)
+            noise = (self.noise.draw(size, args.p) * scale[now])[:, :, None]
+            self.chains = self.step(self.chains, *self._batch(size), noise, lr[now], omega[now])
+        if done + args.thin > args.burn * args.thin:
+            self.sum_beta += self.chains.beta
+            self.sum_rho += self.chains.rho
+            self.trace[:, :, self.kept, :3] = self.chains.beta[..., :3]
+            self.trace[:, :, self.kept, 3] = self.chains.sigma2[..., 0].sqrt()
+            if self.draws is not None:
+                self.draws[:, :, self.kept] = self.chains.beta
+            self.kept += 1
+
+    def _batch(self, steps: int) -> tuple[Tensor, Tensor]:
+        if self.args.batch is None:
+            return self.x, self.y
+        rows = [
+            torch.rand(steps, self.args.n, generator=g).topk(self.args.batch).indices for g in self.batches
+        ]  # without replacement
+        x = torch.stack([x[i] for x, i in zip(self.x, rows, strict=True)])  # (group, step, batch, p)
+        y = torch.stack([y[0, i] for y, i in zip(self.y, rows, strict=True)])[:, :, None]
+        return x, y
+
+    def test_mse(self) -> Tensor:
+        """Squared test error of the current draw, (group, cell)."""
+        return (self.y_test - self.chains.beta @ self.x_test.mT).square().mean(-1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        own = {"sum_beta": self.sum_beta, "sum_rho": self.sum_rho, "trace": self.trace[:, :, : self.kept]}
+        own["batches"] = torch.stack([g.get_state() for g in self.batches])
+        return prefixed("chains", self.chains._asdict()) | prefixed("noise", self.noise.state_dict()) | own
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.chains = Chains(**part("chains", state))
+        self.noise.load_state_dict(part("noise", state))
+        self.sum_beta, self.sum_rho, self.kept = state["sum_beta"], state["sum_rho"], state["trace"].shape[2]
+        self.trace[:, :, : self.kept] = state["trace"]
+        for generator, saved in zip(self.batches, state["batches"], strict=True):
+            generator.set_state(saved)
+
+
+def parse(argv: list[str] | None = None):
+    parser = options.Parser(description="Large-p-small-n linear regression by SGLD-SA, SGLD-EM and SGLD.")
+    parser.add_argument("-c", nargs="+", choices=METHODS, default=list(METHODS), help="methods (omega_k)")
+    parser.add_argument("-v0", type=options.positive, nargs="+", default=[0.01, 0.1], help="scale of the spike")
+    options.add_prior_options(parser, v1=10.0, a=1.0, b=None, sd=[1.0, 2.0])
+    options.add_adaptation_options(parser, dc=1000.0, da=100.0, dalpha=0.7)
+    parser.add_argument("-n", type=options.count, default=100, help="observations")
+    parser.add_argument("-p", type=options.count, default=1000, help="coefficients")
+    parser.add_argument("-corr", type=options.correlation, default=0.6, help="correlation of neighbouring columns")
+    parser.add_argument("-lr", type=options.positive, default=0.001, help="step size, eps_k = lr k^-decay")
+    parser.add_argument("-decay", type=options.non_negative, default=1 / 3, help="decay exponent of the step size")
+    parser.add_argument("-invT", type=options.positive, default=1.0, help="inverse temperature tau")
+    parser.add_argument("-iterations", type=options.count, default=500_000, help="SGLD steps")
+    parser.add_argument("-thin", type=options.count, default=100, help="iterations between kept draws")
+    parser.add_argument("-burn", type=options.whole, default=1000, help="kept draws to drop")
+    parser.add_argument("-batch", type=options.count, default=None, help="minibatch size; default all observations")
+    parser.add_argument("-chains", type=options.count, default=1, help="independent chains of each cell")
+    parser.add_argument("-save_draws", type=options.switch, default=0, help="1 keeps all draws as draws.nc (NetCDF)")
+    parser.add_argument("-compile", choices=("auto", "0", "1"), default="auto", help="torch.compile; auto: long runs")
+    options.add_run_options(parser)
+    args = parser.parse_args(argv)
+    if args.iterations % args.thin:
+        parser.error(f"argument -iterations: {args.iterations} is not a multiple of -thin {args.thin}")
+    if args.burn + 4 > args.iterations // args.thin:
+        parser.error(f"argument -burn: {args.burn} leaves fewer than 4 of {args.iterations // args.thin} kept draws")
+    if args.batch is not None and args.batch > args.n:
+        parser.error(f"argument -batch: {args.batch} is more than the {args.n} rows of -n")
+    for name in ("c", "v0", "sd"):
+        if len(set(getattr(args, name))) < len(getattr(args, name)):
+            parser.error(f"argument -{name}: a value is given twice")
+    return parser, args
+
+
+def sample(simulation: Simulation, run: Run) -> list[dict]:
+    """All iterations, from the checkpoint if there is one; progress rows for metrics.csv."""
+    args, metrics, done = simulation.args, [], 0
+    if args.resume and (saved := run.load()):
+        tensors, state, metrics = saved
+        simulation.load_state_dict(tensors)
+        done = state["done"]
+    report_every = max(1, args.iterations // args.thin // 100) * args.thin
+    names = [method for method, _, _ in simulation.cells]
+    bar = progress(args.iterations, done, "it", "sampling")
+
+    def save() -> None:
+        if simulation.draws is not None:
+            simulation.draws.flush()
+        run.save(simulation.state_dict(), {"done": done}, metrics)
+
+    while done < args.iterations:
+        simulation.advance(done)
+        done += args.thin
+        finite = simulation.chains.finite == done
+        if not finite.any():
+            bar.close()
+            raise Diverged(f"all chains are non-finite from iteration {int(simulation.chains.finite.max()) + 1} on; "
+                           f"use a smaller step: -lr {args.lr / 10:g}")
+        if done % report_every == 0:
+            mse = simulation.test_mse().mean(0)
+            bar.set_postfix_str(
+                " ".join(f"{m} {np.mean([v for n, v in zip(names, mse.tolist()) if n == m]):.2f}" for m in dict.fromkeys(names))
+                + " (MSE)",
+                refresh=False,
+            )
+            for i, (method, v0, sd) in enumerate(simulation.cells):
+                sigma = simulation.chains.sigma2[:, i].sqrt().mean()
+                metrics.append(
+                    {"iteration": done, "method": method, "v0": v0, "sd": sd, "mse": float(mse[i]), "sigma": float(sigma)}
+                )
+        bar.update(args.thin)
+        if run.due():
+            save()
+    bar.close()
+    save()
+    return metrics
+
+
+def results(simulation: Simulation, data: list[LinearData]) -> tuple[pd.DataFrame, list[dict], dict[str, Tensor]]:
+    """Table rows (one per cell and data set), diagnostics per row, tensors for the figure."""
+    args, cells = simulation.args, simulation.cells
+
+    def by_seed(x: Tensor) -> Tensor:  # (group, ...) -> (seed, chain, ...)
+        return x.unflatten(0, (args.seeds, args.chains))
+
+    mean_beta = by_seed(simulation.sum_beta / simulation.kept)
+    mean_rho = by_seed(simulation.sum_rho / simulation.kept)
+    trace, diverged = by_seed(simulation.trace), by_seed(simulation.chains.finite[..., 0] < args.iterations)
+    rows, diagnostics = [], []
+    for (s, d), (i, (method, v0, sd)) in itertools.product(enumerate(data), enumerate(cells)):
+        row = {"method": method, "v0": v0, "sd": sd, "seed": args.seed + s}
+        if diverged[s, :, i].any():
+            rows.append(row)
+            diagnostics.append(row | {"diverged_at": int(simulation.chains.finite[s * args.chains :, i].min()) + 1})
+            continue
+        beta = mean_beta[s, :, i].mean(0).numpy()
+        error = d.x_test @ beta - d.y_test
+        draws = trace[s, :, i].double().numpy()  # (chain, draw, traced)
+        found = mean_beta[s, :, i, :3].numpy() > d.beta[:3] / 2  # (chain, 3)
+        rows.append(
+            row
+            | {"mae": np.abs(error).mean(), "mse": np.square(error).mean()}
+            | {name: draws[..., j].mean() for j, name in enumerate(TRACED)}
+            | {"selected": np.nan if method == "sgld" else int((mean_rho[s, :, i].mean(0) > 0.5).sum())}
+        )
+        diagnostics.append(
+            row
+            | {"ess": {name: effective_sample_size(draws[..., j]) for j, name in enumerate(TRACED)}}
+            | {"rhat": {name: split_rhat(draws[..., j]) for j, name in enumerate(TRACED)}}
+            | {"found": {f"beta{j + 1}": found[:, j].mean() for j in range(3)}}
+        )
+    columns = ["method", "v0", "sd", "seed", "mae", "mse", *TRACED[:3], "sigma", "selected"]
+    tensors = {
+        "trace": trace,
+        "mean_beta": mean_beta.mean(1),
+        "beta": torch.tensor(np.array([d.beta for d in data])),
+        **{
+            name: torch.tensor(np.array([getattr(d, name) for d in data])) for name in ("x", "y", "x_test", "y_test")
+        },
+    }
+    return pd.DataFrame(rows).reindex(columns=columns), diagnostics, tensors
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print the table beside the published numbers, and the paired differences."""
+    by = ["method", "v0", "sd"]
+    ours = over_seeds(table, by, ["mae", "mse", *TRACED, "selected"])
+    papers = {
+        source: rows.set_index(by) for source, rows in published("table1").groupby("source", sort=False)
+    }
+    printed = ours[by + ["n"]].copy()
+    for metric in ("mae", "mse", *TRACED, "selected"):
+        printed[metric] = [
+            plus_minus(mean, sd, 2) for mean, sd in zip(ours[f"{metric}_mean"], ours[f"{metric}_sd"], strict=True)
+        ]
+    for label, rows in zip(("paper*", "notebook"), papers.values(), strict=True):
+        printed[label] = [
+            f"{rows.loc[key].mae:.2f} / {rows.loc[key].mse:.2f}" if key in rows.index else ""
+            for key in printed[by].itertuples(index=False, name=None)
+        ]
+    print(printed.to_string(index=False))
+    print("mean +- sd over n data sets; published MAE / MSE: * quoted from memory, unconfirmed; authors' notebook")
+    if "sa" in set(table["method"]) and table["method"].nunique() > 1 and table["seed"].nunique() > 1:
+        differences = paired_differences(table, "sa", ["v0", "sd"], ["mae", "mse"])
+        print("\npaired differences over data sets, mean and standard error:")
+        print(differences.round(3).to_string(index=False))
+
+
+def main() -> int:
+    parser, args = parse()
+    cells = list(itertools.product(args.c, args.v0, args.sd))
+    with parser.checked():
+        data = [simulate(args.seed + s, args.n, args.p, args.corr) for s in range(args.seeds)]
+        simulation = Simulation(args, cells, data)
+        name = parser.changed(args, ignore=("out", "resume", "save_every")) or "default"
+        run = Run("lr_simulation", name, vars(args))
+    if args.resume and run.finished:
+        show(pd.read_csv(run.folder / "table.csv"))
+        print(f"finished before: {run.folder}")
+        return 0
+    if args.save_draws:
+        path = run.folder / "draws.npy"
+        shape = (*simulation.trace.shape[:3], args.p)
+        exists = args.resume and path.exists()
+        simulation.draws = np.lib.format.open_memmap(path, "r+" if exists else "w+", np.float32, shape)
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)  # rho falls below 1e-38 all the time; denormals cost a third of the speed
+    sample(simulation, run)
+
+    table, diagnostics, tensors = results(simulation, data)
+    replace_file(run.folder / "posterior.safetensors", lambda file: save_file(tensors, file))
+    if args.save_draws:
+        save_draws(simulation, run)
+    diverged = [row for row in diagnostics if "diverged_at" in row]
+    summary = {
+        "cells": diagnostics,
+        "differences": paired_differences(table, "sa", ["v0", "sd"], ["mae", "mse"]).to_dict("records")
+        if "sa" in args.c
+        else [],
+        "diverged": len(diverged),
+        "chains": simulation.trace.shape[0] * len(cells),
+        "iterations": args.iterations,
+        "compiled": simulation.step.compiled,
+        "seconds": run.seconds,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    run.finish(table, summary)
+    draw(run.folder)
+    show(table)
+    print(f"results: {run.folder}, figure: {run.folder}/figures/lr_simulation.png")
+    if diverged:
+        first = diverged[0]
+        raise Diverged(
+            f"{len(diverged)} of {len(table)} cells, the first ({first['method']}, v0 {first['v0']}, sd {first['sd']}) "
+            f"at iteration {first['diverged_at']}; use a smaller step: -lr {args.lr / 10:g}"
+        )
+    return 0
+
+
+def save_draws(simulation: Simulation, run: Run) -> None:
+    """draws.nc from draws.npy: beta (chain, draw, seed, cell, coefficient) and sigma."""
+    args = simulation.args
+    beta = simulation.draws.reshape(args.seeds, args.chains, *simulation.draws.shape[1:])
+    sigma = simulation.trace[..., 3].numpy().reshape(beta.shape[:-1])
+    coords = {
+        "seed": list(range(args.seed, args.seed + args.seeds)),
+        "cell": [f"{method} v0={v0} sd={sd}" for method, v0, sd in simulation.cells],
+    }
+    variables = {"beta": beta.transpose(1, 3, 0, 2, 4), "sigma": sigma.transpose(1, 3, 0, 2)}
+    dims = {"beta": ["seed", "cell", "coefficient"], "sigma": ["seed", "cell"]}
+    replace_file(run.folder / "draws.nc", lambda file: save_netcdf(file, variables, dims, coords))
+    simulation.draws = None
+    (run.folder / "draws.npy").unlink()
+
+
+if __name__ == "__main__":
+    options.run_script(main)

@@ -1,0 +1,1 @@
+"""Networks. A network names its own sparse layers."""

@@ -1,0 +1,12 @@
+"""Stochastic-gradient MCMC with adaptive spike-and-slab priors.
+
+Nothing in this package knows a model or a data set: samplers take parameters and gradients, priors
+take the tensors they are placed on.
+"""
+
+from .magnitude_pruning import MagnitudePruner, Mask
+from .noise import ChainNoise, FlatNoise, stream
+from .sgmcmc import SGHMC, SGLD
+from .spike_slab import SSGLPrior
+
+__all__ = ["SGHMC", "SGLD", "ChainNoise", "FlatNoise", "MagnitudePruner", "Mask", "SSGLPrior", "stream"]

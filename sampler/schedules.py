@@ -1,0 +1,71 @@
+"""Step sizes, sparsity and temperature as functions of the iteration k = 1, 2, ...
+
+Every schedule takes a number or a tensor of iterations and returns the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+
+
+@dataclass(frozen=True)
+class RobbinsMonro:
+    """Stochastic approximation step size omega_k = min(cap, C / (A + k)^alpha).
+
+    Convergence needs 0 < alpha <= 1 and, for the L2 rate, alpha > 1/2 (sum omega = inf, sum
+    omega^2 < inf) and that the cap binds for finitely many k only.
+
+    Raises:
+        ValueError: omega_k could leave (0, 1].
+    """
+
+    C: float
+    A: float
+    alpha: float
+    cap: float = 1.0
+
+    def __post_init__(self):
+        if not (self.C > 0 and self.A >= 0 and 0 < self.alpha <= 1 and 0 < self.cap <= 1):
+            raise ValueError(
+                "omega_k = min(cap, C/(A+k)^alpha) needs C > 0, A >= 0, 0 < alpha <= 1, 0 < cap <= 1; "
+                f"got C={self.C}, A={self.A}, alpha={self.alpha}, cap={self.cap}"
+            )
+
+    def __call__(self, k: Number) -> Number:
+        omega = self.C / (self.A + k) ** self.alpha
+        return omega.clamp(max=self.cap) if isinstance(omega, Tensor) else min(self.cap, omega)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """omega_k = value: 1 is EM, 0 keeps the prior fixed."""
+
+    value: float
+
+    def __call__(self, k: Number) -> Number:
+        return torch.full_like(k, self.value) if isinstance(k, Tensor) else self.value
+
+
+def adaptation(method: str, sa: RobbinsMonro) -> RobbinsMonro | Constant:
+    """The one thing that -c chooses: omega_k of "sa", "em", or a fixed prior ("sgld", "sghmc")."""
+    return {"sa": sa, "em": Constant(1.0), "sgld": Constant(0.0), "sghmc": Constant(0.0)}[method]
+
+
+def polynomial_decay(lr: float, power: float, k: Number) -> Number:
+    """Sampler step size eps_k = lr k^(-power)."""
+    return lr * k ** (-power)
+
+
+def annealed(invT: Number, anneal: Number, k: Number) -> Number:
+    """Inverse temperature invT * anneal^k after k annealing events."""
+    return invT * anneal**k
+
+
+def sparsity_schedule(target: float, cut: float, gap: float, k: Number) -> Number:
+    """s_k = S* (1 - cut^(k / gap)), from 0 towards the target S* (Algorithm 1)."""
+    return target * (1 - cut ** (k / gap))

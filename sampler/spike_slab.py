@@ -1,0 +1,217 @@
+"""The spike-and-slab Gaussian-Laplace (SSGL) prior and its latent variables, Eq. (5)-(8).
+
+    beta_lj | sigma^2, gamma_lj ~ (1 - gamma_lj) Laplace(0, scale sigma v0)
+                                  + gamma_lj Normal(0, variance sigma^2 v1)
+    gamma_lj ~ Bernoulli(delta_l),  delta_l ~ Beta(a, b),  sigma^2 ~ InvGamma(nu/2, nu lambda/2)
+
+Source: Deng, Zhang, Liang, Lin, "An Adaptive Empirical Bayesian Method for Sparse Deep Learning",
+NeurIPS 2019. v0 is a scale, v1 a variance.
+
+The equations are pure functions. Weights of a layer have any number of leading chain dimensions;
+a latent variable that a chain or a layer has one of broadcasts against them: a tensor of shape
+(*chains, 1, ...), or a Python number where that is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Latent = float | Tensor
+
+
+def per_chain(latent: Latent, beta: Tensor) -> Latent:
+    """`latent` (*chains) with trailing dimensions of size 1, to broadcast against beta (*chains, ...)."""
+    if not isinstance(latent, Tensor):
+        return latent
+    return latent.view(latent.shape + (1,) * (beta.ndim - latent.ndim))
+
+
+def layer_sum(x: Tensor, chain_dims: int) -> Tensor:
+    """Sum over all dimensions behind the chains', which stay with size 1."""
+    return x.sum(tuple(range(chain_dims, x.ndim)), keepdim=True)
+
+
+def inclusion_log_odds(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigma: Latent = 1.0) -> Tensor:
+    """log A - log B of Eq. (5): slab N(beta; 0, sigma^2 v1) delta against spike
+    Laplace(beta; 0, sigma v0) (1 - delta).
+
+    Works on log densities, because the densities underflow to 0/0 in float32 for ordinary
+    weights. sigma cancels between the two normalising constants.
+    """
+    size = beta.abs()
+    constant = delta.logit() + (v0 * (2 / (math.pi * v1)) ** 0.5).log()
+    slope = torch.addcmul(1 / (sigma * v0), size, 0.5 / (v1 * sigma * sigma), value=-1)
+    return torch.addcmul(constant, size, slope)
+
+
+def inclusion_probability(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigma: Latent = 1.0) -> Tensor:
+    """Eq. (5): rho~ = P(gamma = 1 | beta, delta) = A / (A + B), shape of beta, in [0, 1]."""
+    return torch.sigmoid(inclusion_log_odds(beta, delta, v0, v1, sigma))
+
+
+def penalties(rho: Tensor, v0: Latent, v1: Latent) -> tuple[Tensor, Tensor]:
+    """Eq. (6): kappa0~ = (1 - rho) / v0 weighs |beta|, kappa1~ = rho / v1 weighs beta^2."""
+    return (1 - rho) / v0, rho / v1
+
+
+def inclusion_rate(rho: Tensor, a: float, b: float, chain_dims: int = 0) -> Tensor:
+    """Eq. (8): delta~ = (sum_j rho_j + a - 1) / (a + b + p - 2) for one layer of p weights."""
+    weights = math.prod(rho.shape[chain_dims:])
+    return (layer_sum(rho, chain_dims) + (a - 1)) / (a + b + weights - 2)
+
+
+def penalty_sums(beta: Tensor, kappa0: Tensor, kappa1: Tensor, chain_dims: int = 0) -> tuple[Tensor, Tensor]:
+    """sum |kappa0 beta| and sum kappa1 beta^2 of one layer."""
+    size = beta.abs()
+    return layer_sum(kappa0 * size, chain_dims), layer_sum(kappa1 * size * size, chain_dims)
+
+
+def sigma_root(quadratic: float, linear: Tensor, constant: Tensor) -> Tensor:
+    """Eq. (7): the positive root sigma~ of R_a sigma^2 - R_b sigma - R_c = 0."""
+    half = linear / (2 * quadratic)
+    return half + torch.addcmul(constant / quadratic, half, half).sqrt()
+
+
+def sigma_regression(
+    l1: Tensor, l2: Tensor, residual: Tensor, observations: int, weights: int, nu: float, lamda: float
+) -> Tensor:
+    """Eq. (7), regression: R_a = N + sum_l p_l + nu, R_b = l1, R_c = I + J + nu lambda.
+
+    l1: sum |kappa0 beta|;  l2: J = sum kappa1 beta^2;  residual: I = (N/n) sum_batch (y - f(x))^2;
+    observations: N;  weights: sum_l p_l, all over the sparse layers.
+    """
+    return sigma_root(observations + weights + nu, l1, residual + l2 + nu * lamda)
+
+
+def sigma_classification(l1: Tensor, l2: Tensor, weights: int, nu: float, lamda: float) -> Tensor:
+    """Eq. (7), classification: C_a = sum_l p_l + nu + 2, C_b = l1, C_c = J + nu lambda."""
+    return sigma_root(weights + nu + 2, l1, l2 + nu * lamda)
+
+
+def potential(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Latent, chain_dims: int = 0) -> Tensor:
+    """The prior's part of U: sum kappa0 |beta| / sigma + kappa1 beta^2 / (2 sigma^2) of one layer."""
+    l1, l2 = penalty_sums(beta, kappa0, kappa1, chain_dims)
+    return l1 / sigma + l2 / (2 * sigma * sigma)
+
+
+def potential_grad(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Latent) -> Tensor:
+    """Gradient of `potential`: kappa0 sign(beta) / sigma + kappa1 beta / sigma^2, 0 at beta = 0."""
+    inverse = 1 / sigma
+    return torch.addcmul(kappa0 * beta.sign(), kappa1, beta * inverse) * inverse
+
+
+def average(theta: Tensor, proposal: Tensor, omega: Latent) -> Tensor:
+    """theta <- (1 - omega) theta + omega theta~, exact at omega = 0 and omega = 1."""
+    return torch.lerp(theta, proposal, omega)
+
+
+class SSGLPrior:
+    """State of the SSGL prior on some layers, and the Gaussian prior on the others.
+
+    One step of Algorithm 1 calls `add_grad()` between backward and the sampler's step, and
+    `update()` after it. `omega` decides between stochastic approximation, EM and a fixed prior.
+
+    Args:
+        layers: weights of the sparse layers, each (*chains, ...).
+        v0, v1: scale of the spike, variance of the slab; numbers or (*chains).
+        a, b: Beta prior of delta_l.  nu, lamda: inverse-gamma prior of sigma^2.
+        omega: k -> omega_k, a number or (*chains) (see schedules.py).
+        sigma, kappa0, kappa1: initial values, numbers or (*chains).
+        chains: leading chain dimensions.
+        observations: N of a regression, where `update` gets a residual; 0 for classification.
+        fix_scale: keep delta and sigma^2 at their initial values.
+        gaussian, precision: parameters with the prior N(0, 1/precision), and that precision.
+
+    The scale s of Eq. (5) is 1, as released for networks. sigma^2 is averaged, where the paper
+    averages sigma (as released).
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Tensor],
+        *,
+        v0: Latent,
+        v1: Latent,
+        a: float,
+        b: float,
+        nu: float,
+        lamda: float,
+        omega: Callable[[int], Latent],
+        sigma: Latent,
+        kappa0: Latent,
+        kappa1: Latent,
+        chains: tuple[int, ...] = (),
+        observations: int = 0,
+        fix_scale: bool = False,
+        gaussian: Sequence[Tensor] = (),
+        precision: float = 0.0,
+    ):
+        self.layers, self.gaussian, self.precision = list(layers), list(gaussian), precision
+        first = self.layers[0]
+        self.v0 = torch.as_tensor(v0, dtype=first.dtype, device=first.device)
+        self.v1, self.a, self.b, self.nu, self.lamda = v1, a, b, nu, lamda
+        self.omega, self.chains, self.observations, self.fix_scale = omega, chains, observations, fix_scale
+        self.weights = sum(math.prod(w.shape[len(chains) :]) for w in self.layers)
+        self.k = 0
+
+        def filled(value: Latent, like: Tensor) -> Tensor:
+            value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+            return per_chain(value, like).expand(like.shape).clone()
+
+        self.rho = [filled(0.5, w) for w in self.layers]
+        self.kappa0 = [filled(kappa0, w) for w in self.layers]
+        self.kappa1 = [filled(kappa1, w) for w in self.layers]
+        self.delta = [filled(0.5, layer_sum(w, len(chains))) for w in self.layers]
+        self.sigma2 = filled(sigma, first.new_empty(chains)) ** 2
+
+    @torch.no_grad()
+    def add_grad(self) -> None:
+        """Add the gradient of the negative log priors to p.grad."""
+        sigma = self.sigma2.sqrt()
+        for w, kappa0, kappa1 in zip(self.layers, self.kappa0, self.kappa1, strict=True):
+            w.grad.add_(potential_grad(w, kappa0, kappa1, per_chain(sigma, w)))
+        for p in self.gaussian:
+            p.grad.add_(p, alpha=self.precision)
+
+    @torch.no_grad()
+    def update(self, residual: Tensor | None = None) -> None:
+        """Eq. (5), (6), (8), (7) in this order, at the weights after the sampler's step.
+
+        residual: I = (N/n) sum_batch (y - f(x))^2, shape (*chains); None for classification.
+        """
+        self.k += 1
+        chain_omega, dims = self.omega(self.k), len(self.chains)
+        l1, l2 = torch.zeros_like(self.sigma2), torch.zeros_like(self.sigma2)
+        for i, w in enumerate(self.layers):
+            v0, v1, omega = (per_chain(x, w) for x in (self.v0, self.v1, chain_omega))
+            self.rho[i] = average(self.rho[i], inclusion_probability(w, self.delta[i], v0, v1), omega)
+            kappa0, kappa1 = penalties(self.rho[i], v0, v1)
+            self.kappa0[i] = average(self.kappa0[i], kappa0, omega)
+            self.kappa1[i] = average(self.kappa1[i], kappa1, omega)
+            if not self.fix_scale:
+                self.delta[i] = average(self.delta[i], inclusion_rate(self.rho[i], self.a, self.b, dims), omega)
+                layer_l1, layer_l2 = penalty_sums(w, self.kappa0[i], self.kappa1[i], dims)
+                l1, l2 = l1 + layer_l1.view(self.chains), l2 + layer_l2.view(self.chains)
+        if self.fix_scale:
+            return
+        if residual is None:
+            sigma = sigma_classification(l1, l2, self.weights, self.nu, self.lamda)
+        else:
+            sigma = sigma_regression(l1, l2, residual, self.observations, self.weights, self.nu, self.lamda)
+        self.sigma2 = average(self.sigma2, sigma * sigma, chain_omega)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All latent variables and the iteration, as a flat dict of tensors."""
+        state = {"sigma2": self.sigma2, "k": torch.tensor(self.k)}
+        for name in ("rho", "kappa0", "kappa1", "delta"):
+            state |= {f"{name}.{i}": x for i, x in enumerate(getattr(self, name))}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.sigma2, self.k = state["sigma2"], int(state["k"])
+        for name in ("rho", "kappa0", "kappa1", "delta"):
+            setattr(self, name, [state[f"{name}.{i}"] for i in range(len(self.layers))])
