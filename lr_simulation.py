@@ -30,7 +30,7 @@ from experiment.progress import progress
 from experiment.report import over_seeds, paired_differences, plus_minus, published
 from experiment.run import Diverged, Run, part, prefixed, replace_file
 from figures.lr_simulation import draw
-from sampler import ChainNoise, stream
+from sampler import ChainNoise, generator_states, set_generator_states, stream
 from sampler.schedules import RobbinsMonro, adaptation, polynomial_decay
 from sampler.sgmcmc import sgld, sgld_noise_scale
 from sampler.spike_slab import (
@@ -180,7 +180,7 @@ class Simulation:
 
     def state_dict(self) -> dict[str, Tensor]:
         own = {"sum_beta": self.sum_beta, "sum_rho": self.sum_rho, "trace": self.trace[:, :, : self.kept]}
-        own["batches"] = torch.stack([g.get_state() for g in self.batches])
+        own["batches"] = generator_states(self.batches)
         return prefixed("chains", self.chains._asdict()) | prefixed("noise", self.noise.state_dict()) | own
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -188,8 +188,7 @@ class Simulation:
         self.noise.load_state_dict(part("noise", state))
         self.sum_beta, self.sum_rho, self.kept = state["sum_beta"], state["sum_rho"], state["trace"].shape[2]
         self.trace[:, :, : self.kept] = state["trace"]
-        for generator, saved in zip(self.batches, state["batches"], strict=True):
-            generator.set_state(saved)
+        set_generator_states(self.batches, state["batches"])
 
 
 def parse(argv: list[str] | None = None):

@@ -102,6 +102,7 @@ class Run:
     """
 
     def __init__(self, script: str, name: str, settings: Mapping):
+        self._given = settings
         self.settings = {k: v for k, v in settings.items() if k not in NOT_IDENTITY}
         self.folder = Path(settings["out"] or Path("runs") / script / name)
         self.save_every = settings["save_every"]
@@ -134,6 +135,10 @@ class Run:
                     f"-out {self.folder} holds a run with -{key} {earlier.get(key)}, not {now.get(key)}; "
                     "choose another -out"
                 )
+
+    def part(self, name: str) -> Run:
+        """A run folder inside this one, for one of several data sets."""
+        return Run("", "", {**self._given, "out": self.folder / name})
 
     @property
     def finished(self) -> bool:

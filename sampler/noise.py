@@ -25,6 +25,17 @@ def stream(seed: int, purpose: str, replicate: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
 
 
+def generator_states(generators: Sequence[torch.Generator]) -> Tensor:
+    """States of some CPU generators, (generator, bytes), for a checkpoint."""
+    return torch.stack([g.get_state() for g in generators])
+
+
+def set_generator_states(generators: Sequence[torch.Generator], states: Tensor) -> None:
+    """The inverse of `generator_states`."""
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state.clone())  # set_state reads from the start of the storage, not of the view
+
+
 def _views(flat: Tensor, shapes: Sequence[torch.Size], lead: tuple[int, ...]) -> list[Tensor]:
     """Cut the last dimension of `flat` into tensors of the shapes, `lead` in front of each."""
     parts = flat.split([math.prod(shape) for shape in shapes], dim=-1)
@@ -69,9 +80,6 @@ class ChainNoise:
         self._used = block
         self._start: Tensor | None = None  # generator states from which the buffer was drawn
 
-    def _generator_states(self) -> Tensor:
-        return torch.stack([g.get_state() for g in self.generators])
-
     def draw(self, steps: int, numel: int) -> Tensor:
         """Fresh normals for `steps` steps of `numel` values: (group, steps, numel)."""
         buffer = torch.empty(len(self.generators), steps, numel)
@@ -82,7 +90,7 @@ class ChainNoise:
     def __call__(self, params: Sequence[Tensor]) -> list[Tensor]:
         shapes = [p.shape[2:] for p in params]
         if self._used == self.block:
-            self._start = self._generator_states()
+            self._start = generator_states(self.generators)
             self._buffer = self.draw(self.block, sum(math.prod(shape) for shape in shapes))
             self._used = 0
         flat = self._buffer[:, self._used]
@@ -96,12 +104,11 @@ class ChainNoise:
         before it.
         """
         if self._used == self.block:
-            return {"generators": self._generator_states(), "position": torch.tensor([self.block, 0])}
+            return {"generators": generator_states(self.generators), "position": torch.tensor([self.block, 0])}
         return {"generators": self._start, "position": torch.tensor([self._used, self._buffer.shape[-1]])}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for generator, saved in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(saved)
+        set_generator_states(self.generators, state["generators"])
         self._used, numel = state["position"].tolist()
         if self._used < self.block:
             self._start = state["generators"]

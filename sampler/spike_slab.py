@@ -44,8 +44,7 @@ def inclusion_log_odds(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigm
     """
     size = beta.abs()
     constant = delta.logit() + (v0 * (2 / (math.pi * v1)) ** 0.5).log()
-    slope = torch.addcmul(1 / (sigma * v0), size, 0.5 / (v1 * sigma * sigma), value=-1)
-    return torch.addcmul(constant, size, slope)
+    return constant + size * (1 / (sigma * v0) - 0.5 / (v1 * sigma * sigma) * size)
 
 
 def inclusion_probability(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigma: Latent = 1.0) -> Tensor:

@@ -1,0 +1,40 @@
+import math
+
+import pytest
+import torch
+
+from sampler.schedules import RobbinsMonro, adaptation, annealed, polynomial_decay, sparsity_schedule
+
+
+def test_robbins_monro():
+    omega = RobbinsMonro(1000, 100, 0.7, cap=0.1)
+    assert omega(1) == 0.1 and omega(500_000) == pytest.approx(0.1)  # the released one never falls
+    assert 1000 / 500_100**0.7 > 0.1
+    paper = RobbinsMonro(10, 1000, 0.7, cap=0.1)
+    assert paper(1) == pytest.approx(10 / 1001**0.7) and paper(500_000) == pytest.approx(10 / 501_000**0.7)
+    k = torch.arange(1, 50, dtype=torch.float64)
+    assert omega(k).tolist() == [omega(int(i)) for i in k]
+    assert paper(k).tolist() == pytest.approx([paper(int(i)) for i in k], rel=1e-15)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 0.7), (1, -1, 0.7), (1, 1, 1.5), (1, 1, 0.0), (1, 1, 0.7, 2.0)])
+def test_step_sizes_outside_their_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="omega_k"):
+        RobbinsMonro(*arguments)
+
+
+def test_the_method_chooses_omega_only():
+    sa = RobbinsMonro(1, 100, 0.7)
+    assert adaptation("sa", sa) is sa
+    assert [adaptation(m, sa)(7) for m in ("em", "sgld", "sghmc")] == [1.0, 0.0, 0.0]
+    k = torch.arange(3.0)
+    assert adaptation("em", sa)(k).tolist() == [1, 1, 1]
+
+
+def test_the_others():
+    assert polynomial_decay(0.001, 1 / 3, 8) == pytest.approx(0.0005)
+    assert annealed(2.0, 1.5, 2) == pytest.approx(4.5)
+    assert sparsity_schedule(0.9, 0.99, 50, 0) == 0
+    assert sparsity_schedule(0.9, 0.99, 50, 50) == pytest.approx(0.009)
+    assert sparsity_schedule(0.9, 0.99, 50, 1e6) == pytest.approx(0.9)
+    assert all(math.isclose(sparsity_schedule(0.5, 0.9, 10, 10 * i), 0.5 * (1 - 0.9**i)) for i in range(5))

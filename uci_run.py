@@ -1,0 +1,379 @@
+"""UCI regression: SGHMC-SA, SGHMC-EM and SGHMC on a network of 50 hidden units (Deng et al., NeurIPS 2019).
+
+    python uci_run.py -data boston -c sa -invT 1 -v0 0.1 -anneal 1.003 -seed 5
+    python uci_run.py -data boston -c all -seeds 20     # methods x splits in one program
+    python uci_run.py -table 1                          # the paper's whole table
+
+All chains of a data set, one per split (group) and per method and annealing (cell), train as one
+tensor program. The cells of a split share its data order, initial weights and noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from data import uci
+from experiment import options
+from experiment.predictive import GaussianMixturePredictive
+from experiment.progress import progress
+from experiment.report import over_seeds, plus_minus, published
+from experiment.run import Diverged, Run, part, prefixed
+from model.mlp import ChainMLP
+from sampler import (
+    SGHMC,
+    ChainNoise,
+    MagnitudePruner,
+    Mask,
+    SSGLPrior,
+    generator_states,
+    set_generator_states,
+    stream,
+)
+from sampler.schedules import RobbinsMonro, adaptation, annealed
+from sampler.sgmcmc import check_sghmc
+from sampler.temperature import configurational_temperature, kinetic_temperature
+
+METHODS = ("sa", "em", "sghmc")
+PAPER_DATA = ("boston", "yacht", "energy-efficiency", "wine", "concrete")
+ANNEAL = 1.003
+
+
+@dataclass(frozen=True)
+class Setting:
+    """invT and v0 as published for the data set; lr as published (1e-5) wherever that is stable."""
+
+    invT: float
+    v0: float
+    lr: float = 1e-5
+
+
+SETTINGS = {
+    "boston": Setting(1.0, 0.1),
+    "yacht": Setting(1.0, 0.1),
+    "energy-efficiency": Setting(0.1, 0.1),
+    "wine": Setting(0.5, 0.01),
+    "concrete": Setting(0.5, 0.07, lr=1e-6),
+    # not in the paper: invT and v0 as boston, lr chosen on validation data
+    "power-plant": Setting(1.0, 0.1, lr=1e-7),
+    "diabetes": Setting(1.0, 0.1, lr=1e-7),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    method: str
+    anneal: float
+
+
+class Regression:
+    """All chains on one data set: shape (group, cell) = (split, method and annealing)."""
+
+    def __init__(self, args, name: str, cells: list[Cell], splits: list[uci.Split]):
+        setting = SETTINGS[name]
+        self.args, self.name, self.cells = args, name, cells
+        self.lr = args.lr if args.lr is not None else setting.lr
+        seeds = range(args.seed, args.seed + args.seeds)
+        self.shape = (len(splits), len(cells))
+        self.x, self.y, self.x_test, self.y_test = (
+            torch.tensor(np.array([getattr(s, part) for s in splits]), dtype=torch.float32)
+            for part in ("x", "y", "x_test", "y_test")
+        )  # (group, rows, features), (group, rows)
+        self.observations = self.x.shape[1]
+        self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
+        if not self.batches:
+            raise ValueError(f"argument -train: {args.train} is more than the {self.observations} rows of {name}")
+
+        self.net = ChainMLP([stream(s, "init") for s in seeds], len(cells), self.x.shape[-1], args.hidden)
+        layers = [getattr(self.net, layer) for layer in self.net.sparse_layers]
+        dense = [p for n, p in self.net.named_parameters() if n not in self.net.sparse_layers]
+        total = self.net.parameters_per_chain()
+
+        def per_cell(values) -> Tensor:
+            return torch.tensor([list(values)], dtype=torch.float64)
+
+        # "sghmc" keeps plain weight decay on every parameter: the SSGL form with kappa0 = 0,
+        # kappa1 = wdecay, sigma = 1, and omega = 0
+        fixed = per_cell(cell.method == "sghmc" for cell in cells).bool()
+        schedules = [adaptation(cell.method, RobbinsMonro(args.dc, args.da, args.dalpha)) for cell in cells]
+        self.prior = SSGLPrior(
+            layers,
+            v0=args.v0 if args.v0 is not None else setting.v0,
+            v1=args.v1,
+            a=args.a,
+            b=args.b,
+            nu=args.nu,
+            lamda=args.lamda,
+            omega=lambda k: torch.tensor([[schedule(k) for schedule in schedules]]),
+            sigma=torch.where(fixed, 1.0, args.sd),
+            kappa0=torch.where(fixed, 0.0, args.wdecay),
+            kappa1=args.wdecay,
+            chains=self.shape,
+            observations=self.observations,
+            fix_scale=bool(args.fix_scale),
+            gaussian=dense,
+            precision=args.wdecay,
+        )
+        self.invT = args.invT if args.invT is not None else setting.invT
+        self.anneal = per_cell(cell.anneal for cell in cells)
+        self.noise = ChainNoise([stream(s, "noise") for s in seeds], block=self.batches)
+        self.order = [stream(s, "order") for s in seeds]
+        self.sampler = SGHMC(
+            self.net.parameters(), lr=self.lr, momentum=args.momentum, invT=self.invT * self.anneal, noise=self.noise
+        )
+        self.pruner = MagnitudePruner(layers, total, args.sparse, args.cut, args.gap, chain_dims=2)
+        self.permanent = Mask.dense(layers, total, chain_dims=2)
+        self.predictive = GaussianMixturePredictive(self.y_test[:, None], (*self.shape, self.y_test.shape[1]))
+        self.finite = torch.zeros(self.shape, dtype=torch.int64)  # iterations before the first non-finite one
+        self.configurational = torch.zeros(self.shape)  # temperature of the positions at the epoch's last step
+
+    def epoch(self) -> None:
+        """Algorithm 1 over one pass through the training data of every split."""
+        args, net, prior = self.args, self.net, self.prior
+        order = torch.stack([torch.randperm(self.observations, generator=g) for g in self.order])  # (group, rows)
+        batches = order[:, : self.batches * args.train].split(args.train, dim=1)
+        for i, rows in enumerate(batches):
+            x = self.x.gather(1, rows[..., None].expand(-1, -1, self.x.shape[-1]))  # (group, batch, features)
+            y = self.y.gather(1, rows)[:, None]  # (group, 1, batch)
+            net.zero_grad()
+            potential = self.observations / args.train * (y - net(x)).square().sum(-1)  # (group, cell)
+            potential.sum().backward()
+            prior.add_grad()
+            if i == self.batches - 1:
+                params = list(net.parameters())
+                self.configurational = configurational_temperature(params, [p.grad for p in params], chain_dims=2)
+            self.sampler.param_groups[0]["invT"] = annealed(self.invT, self.anneal, prior.k)
+            self.sampler.step()
+            prior.update(potential.detach())
+            self.pruner.step()
+            if args.thres > 0 and prior.k >= args.warm:
+                if prior.k == args.warm:
+                    keep = [rho >= args.thres for rho in prior.rho]
+                    self.permanent = Mask(keep, self.permanent.total, chain_dims=2)
+                self.permanent.apply_(prior.layers)
+            self.finite += potential.detach() < torch.inf
+
+    @torch.no_grad()
+    def evaluate(self, epoch: int) -> list[dict]:
+        """Test error of the current sample; after the burn-in it joins the posterior average.
+
+        Returns one metrics row per cell, means over the splits whose chain is finite.
+        """
+        prediction = self.net(self.x_test)  # (group, cell, test rows)
+        rmse = (self.y_test[:, None] - prediction).square().mean(-1).sqrt()
+        if epoch > self.args.burn and (epoch - self.args.burn) % self.args.thin == 0:
+            residual = self.y[:, None] - self.net(self.x)
+            self.predictive.update(prediction, residual.square().mean(-1))
+        velocities = [self.sampler.state[p]["velocity"] for p in self.net.parameters()]
+        columns = {
+            "rmse": rmse,
+            "temperature_kinetic": kinetic_temperature(velocities, self.lr, self.args.momentum, chain_dims=2),
+            "temperature_configurational": self.configurational.detach(),
+            "temperature_claimed": (1 / self.sampler.param_groups[0]["invT"]).expand(self.shape),
+            "sigma": self.prior.sigma2.sqrt(),
+            "rho": torch.cat([rho.flatten(2) for rho in self.prior.rho], dim=-1).mean(-1),
+            "sparsity": self.sparsity(),
+        }
+        alive = self.alive()
+        return [
+            {"data": self.name, "epoch": epoch, "method": cell.method, "anneal": cell.anneal, "chains": int(ok.sum())}
+            | {name: float(x[:, i][ok].mean()) for name, x in columns.items()}
+            for i, cell in enumerate(self.cells)
+            if (ok := alive[:, i]).any()
+        ]
+
+    def alive(self) -> Tensor:
+        """Chains that have been finite in every iteration so far, (group, cell)."""
+        return self.finite == self.prior.k
+
+    def sparsity(self) -> Tensor:
+        """Zeros / all parameters of a network, (group, cell)."""
+        zeros = sum((w == 0).flatten(2).sum(-1) for w in self.prior.layers)
+        return zeros / self.permanent.total
+
+    @torch.no_grad()
+    def table(self) -> pd.DataFrame:
+        """One row per chain; a diverged chain's numbers are empty."""
+        prediction = self.net(self.x_test)
+        columns = {
+            "rmse": (self.y_test[:, None] - prediction).square().mean(-1).sqrt(),
+            "rmse_averaged": self.predictive.rmse(),
+            "nll": self.predictive.nll(),
+            "coverage95": self.predictive.coverage(),
+            "sparsity": self.sparsity(),
+        }
+        alive = self.alive()
+        rows = [
+            {"data": self.name, "method": cell.method, "anneal": cell.anneal, "seed": self.args.seed + s}
+            | {name: float(x[s, i]) if alive[s, i] else np.nan for name, x in columns.items()}
+            for (i, cell), s in itertools.product(enumerate(self.cells), range(self.shape[0]))
+        ]
+        return pd.DataFrame(rows)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        params = dict(self.net.named_parameters())
+        velocities = {n: self.sampler.state[p]["velocity"] for n, p in params.items()}
+        own = {"finite": self.finite, "order": generator_states(self.order)}
+        return (
+            own
+            | prefixed("net", params)
+            | prefixed("velocity", velocities)
+            | prefixed("prior", self.prior.state_dict())
+            | prefixed("noise", self.noise.state_dict())
+            | prefixed("pruner", self.pruner.state_dict())
+            | prefixed("permanent", {str(i): keep for i, keep in enumerate(self.permanent.keep)})
+            | prefixed("predictive", self.predictive.state_dict())
+        )
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.net.load_state_dict(part("net", state))
+        for name, velocity in part("velocity", state).items():
+            self.sampler.state[self.net.get_parameter(name)]["velocity"] = velocity
+        self.prior.load_state_dict(part("prior", state))
+        self.noise.load_state_dict(part("noise", state))
+        self.pruner.load_state_dict(part("pruner", state))
+        self.permanent.keep = [x for _, x in sorted(part("permanent", state).items())]
+        self.predictive.load_state_dict(part("predictive", state))
+        self.finite = state["finite"]
+        set_generator_states(self.order, state["order"])
+
+
+def parse(argv: list[str] | None = None):
+    parser = options.Parser(description="UCI regression by SGHMC-SA, SGHMC-EM and SGHMC.")
+    parser.add_argument("-data", choices=uci.NAMES, default="boston", help="data set")
+    parser.add_argument("-data_dir", default=None, help="data folder; default BSDL_DATA, else data/cache")
+    parser.add_argument("-c", choices=(*METHODS, "all"), default="sa", help="method (omega_k)")
+    parser.add_argument("-table", type=options.switch, default=0, help="1: the paper's table, 5 data sets, 20 splits")
+    parser.add_argument("-invT", type=options.positive, default=None, help="inverse temperature; default published")
+    parser.add_argument("-anneal", type=options.at_least_one, default=ANNEAL, help="invT grows by it per iteration")
+    parser.add_argument("-lr", type=options.positive, default=None, help="step size; default published or ours")
+    parser.add_argument("-momentum", type=options.fraction, default=0.9, help="1 - friction")
+    parser.add_argument("-wdecay", type=options.non_negative, default=1e-4, help="precision of the Gaussian prior")
+    parser.add_argument("-hidden", type=options.count, default=50, help="hidden units")
+    parser.add_argument("-sn", type=options.count, default=201, help="epochs")
+    parser.add_argument("-train", type=options.count, default=50, help="minibatch size")
+    parser.add_argument("-burn", type=options.whole, default=100, help="epochs before the posterior average")
+    parser.add_argument("-thin", type=options.count, default=1, help="epochs between samples of the average")
+    parser.add_argument("-val", type=options.fraction, default=0.0, help="evaluate on this share of the training part")
+    prior = options.add_prior_options(parser, v1=10.0, a=1.0, b=10.0, sd=10.0)
+    prior.add_argument("-v0", type=options.positive, default=None, help="scale of the spike; default published")
+    prior.add_argument("-fix_scale", type=options.switch, default=0, help="1 keeps delta and sigma^2 fixed")
+    options.add_adaptation_options(parser, dc=1.0, da=100.0, dalpha=0.7)
+    pruning = parser.add_argument_group("pruning")
+    pruning.add_argument("-thres", type=options.unit, default=0.0, help="at -warm, mask weights with rho below it")
+    pruning.add_argument("-warm", type=options.count, default=1000, help="iteration of the one-shot pruning")
+    pruning.add_argument("-sparse", type=options.fraction, default=0.0, help="magnitude pruning: zeros / parameters")
+    pruning.add_argument("-cut", type=options.open_unit, default=0.99, help="s_k = S (1 - cut^(k/gap))")
+    pruning.add_argument("-gap", type=options.positive, default=50.0, help="s_k = S (1 - cut^(k/gap))")
+    options.add_run_options(parser)
+    parser.set_defaults(seeds=None)
+    args = parser.parse_args(argv)
+    args.seeds = args.seeds or (20 if args.table else 1)
+    if args.burn + args.thin > args.sn:
+        parser.error(f"argument -burn: {args.burn} leaves no sample in {args.sn} epochs")
+    return parser, args
+
+
+def train(regression: Regression, run: Run) -> pd.DataFrame:
+    """All epochs, from the checkpoint if there is one; the table's rows."""
+    args, metrics, done = regression.args, [], 0
+    if args.resume and (saved := run.load()):
+        tensors, state, metrics = saved
+        regression.load_state_dict(tensors)
+        done = state["done"]
+    bar = progress(args.sn, done, "epoch", regression.name)
+    while done < args.sn:
+        regression.epoch()
+        done += 1
+        rows = regression.evaluate(done)
+        if not rows:
+            bar.close()
+            raise Diverged(
+                f"{regression.name}: all chains are non-finite from iteration {int(regression.finite.max()) + 1} on; "
+                f"use a smaller step: -lr {regression.lr / 10:g}"
+            )
+        metrics += rows
+        bar.set_postfix_str(" ".join(f"{row['method']} {row['rmse']:.3f}" for row in rows) + " (RMSE)", refresh=False)
+        bar.update()
+        if run.due() or done == args.sn:
+            run.save(regression.state_dict(), {"done": done}, metrics)
+    bar.close()
+    return regression.table()
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print mean +- sd over splits beside the published mean +- standard error."""
+    by = ["data", "method", "anneal"]
+    ours = over_seeds(table, by, ["rmse", "rmse_averaged", "nll", "coverage95", "sparsity"])
+    paper = published("uci").set_index(by)
+    printed = ours[by + ["n"]].copy()
+    for metric in ("rmse", "rmse_averaged", "nll", "coverage95", "sparsity"):
+        printed[metric] = [
+            plus_minus(m, sd) for m, sd in zip(ours[f"{metric}_mean"], ours[f"{metric}_sd"], strict=True)
+        ]
+    keys = list(ours[by].itertuples(index=False, name=None))
+    printed["rmse se"] = ours["rmse_se"].round(3)
+    printed["published +- se"] = [
+        plus_minus(paper.loc[key, "rmse"], paper.loc[key, "rmse_se"]) if key in paper.index else "" for key in keys
+    ]
+    printed["difference / se"] = [
+        round((mean - paper.loc[key, "rmse"]) / np.hypot(se, paper.loc[key, "rmse_se"]), 1)
+        if key in paper.index and se == se
+        else ""
+        for key, mean, se in zip(keys, ours["rmse_mean"], ours["rmse_se"], strict=True)
+    ]
+    print(printed.to_string(index=False))
+    print("mean +- sd over n splits; rmse: last sample, rmse_averaged, nll, coverage95: posterior average")
+
+
+def summarise(table: pd.DataFrame, run: Run, args) -> dict:
+    metrics = ["rmse", "rmse_averaged", "nll", "coverage95", "sparsity"]
+    cells = over_seeds(table, ["data", "method", "anneal"], metrics)
+    means = table[metrics].mean().to_dict() if len(cells) == 1 else {}
+    return means | {
+        "cells": cells.to_dict("records"),
+        "diverged": int(table["rmse"].isna().sum()),
+        "evaluated_on": "validation" if args.val else "test",
+        "seconds": run.seconds,
+    }
+
+
+def main() -> int:
+    parser, args = parse()
+    methods = METHODS if args.c == "all" or args.table else (args.c,)
+    anneals = (1.0, ANNEAL) if args.table else (args.anneal,)
+    cells = [Cell(method, anneal) for method, anneal in itertools.product(methods, anneals)]
+    names = PAPER_DATA if args.table else (args.data,)
+    ignore = ("out", "resume", "save_every", "data_dir", "data", "c", "seed", "seeds", "table")
+    stem = "table" if args.table else f"{args.data}_{args.c}"
+    folder = "_".join(filter(None, [f"{stem}_seed{args.seed}", f"seeds{args.seeds}", parser.changed(args, ignore)]))
+    with parser.checked():
+        check_sghmc(args.lr or 1e-5, args.momentum)
+        splits = {}
+        for name in names:
+            x, y = uci.load(name, args.data_dir)
+            splits[name] = [uci.split(x, y, args.seed + s, args.val) for s in range(args.seeds)]
+            Regression(args, name, cells, splits[name])  # raises what is wrong before anything is written
+        run = Run("uci_run", folder, vars(args))
+        parts = {name: run.part(name) for name in names} if args.table else {names[0]: run}
+    if args.resume and run.finished:
+        show(pd.read_csv(run.folder / "table.csv"))
+        print(f"finished before: {run.folder}")
+        return 0
+    tables = [train(Regression(args, name, cells, splits[name]), parts[name]) for name in names]
+    table = pd.concat(tables, ignore_index=True)
+    run.finish(table, summarise(table, run, args))
+    show(table)
+    print(f"results: {run.folder}")
+    if diverged := int(table["rmse"].isna().sum()):
+        raise Diverged(f"{diverged} of {len(table)} chains; their numbers are left empty; use a smaller -lr")
+    return 0
+
+
+if __name__ == "__main__":
+    options.run_script(main)
