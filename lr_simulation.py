@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import resource
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -25,23 +24,15 @@ from torch import Tensor
 from data.simulation import LinearData, simulate
 from experiment import options
 from experiment.compiled import Step
-from experiment.diagnostics import effective_sample_size, save_netcdf, split_rhat
+from experiment.diagnostics import convergence, save_netcdf
 from experiment.progress import progress
-from experiment.report import over_seeds, paired_differences, plus_minus, published
+from experiment.report import beside, formatted, over_seeds, paired_differences, published
 from experiment.run import Diverged, Run, part, prefixed, replace_file
 from figures.lr_simulation import draw
 from sampler import ChainNoise, generator_states, set_generator_states, stream
+from sampler import spike_slab as ssgl
 from sampler.schedules import RobbinsMonro, adaptation, polynomial_decay
 from sampler.sgmcmc import sgld, sgld_noise_scale
-from sampler.spike_slab import (
-    average,
-    inclusion_probability,
-    inclusion_rate,
-    penalties,
-    penalty_sums,
-    potential_grad,
-    sigma_regression,
-)
 
 METHODS = ("sa", "em", "sgld")
 BETA0_SD = 0.1  # beta_0 ~ N(0, 0.1^2)
@@ -69,18 +60,18 @@ def iteration(chains, x, y, noise, lr, omega, *, observations, v0, v1, a, b, nu,
     sigma, weight = sigma2.sqrt(), observations / y.shape[-1]
 
     likelihood_grad = torch.bmm(residual * (-weight / sigma2), x)
-    grad = likelihood_grad + potential_grad(beta, kappa0, kappa1, sigma)
+    grad = likelihood_grad + ssgl.potential_grad(beta, kappa0, kappa1, sigma)
     beta = sgld(beta, grad, noise, lr)
     residual = torch.baddbmm(y, beta, x.mT, alpha=-1)
 
-    rho = average(rho, inclusion_probability(beta, delta, v0, v1, sigma), omega)
-    new_kappa0, new_kappa1 = penalties(rho, v0, v1)
-    kappa0, kappa1 = average(kappa0, new_kappa0, omega), average(kappa1, new_kappa1, omega)
-    delta = average(delta, inclusion_rate(rho, a, b, 2), omega)
-    l1, l2 = penalty_sums(beta, kappa0, kappa1, 2)
+    rho = ssgl.average(rho, ssgl.inclusion_probability(beta, delta, v0, v1, sigma), omega)
+    new_kappa0, new_kappa1 = ssgl.penalties(rho, v0, v1)
+    kappa0, kappa1 = ssgl.average(kappa0, new_kappa0, omega), ssgl.average(kappa1, new_kappa1, omega)
+    delta = ssgl.average(delta, ssgl.inclusion_rate(rho, a, b, 2), omega)
+    l1, l2 = ssgl.penalty_sums(beta, kappa0, kappa1, 2)
     squares = weight * residual.square().sum(-1, keepdim=True)
-    new_sigma = sigma_regression(l1, l2, squares, observations, beta.shape[-1], nu, lamda)
-    sigma2 = average(sigma2, new_sigma * new_sigma, omega)
+    new_sigma = ssgl.sigma_regression(l1, l2, squares, observations, beta.shape[-1], nu, lamda)
+    sigma2 = ssgl.average(sigma2, new_sigma * new_sigma, omega)
     return Chains(beta, residual, rho, kappa0, kappa1, delta, sigma2, finite + (sigma2 < torch.inf))
 
 
@@ -174,9 +165,14 @@ class Simulation:
         y = torch.stack([y[0, i] for y, i in zip(self.y, rows, strict=True)])[:, :, None]
         return x, y
 
-    def test_mse(self) -> Tensor:
-        """Squared test error of the current draw, (group, cell)."""
-        return (self.y_test - self.chains.beta @ self.x_test.mT).square().mean(-1)
+    def progress(self, done: int) -> list[dict]:
+        """A metrics row per cell: test error and sigma of the current draw, means over the groups."""
+        mse = (self.y_test - self.chains.beta @ self.x_test.mT).square().mean(-1).mean(0)
+        sigma = self.chains.sigma2[..., 0].sqrt().mean(0)
+        return [
+            {"iteration": done, "method": c, "v0": v0, "sd": sd, "mse": float(mse[i]), "sigma": float(sigma[i])}
+            for i, (c, v0, sd) in enumerate(self.cells)
+        ]
 
     def state_dict(self) -> dict[str, Tensor]:
         own = {"sum_beta": self.sum_beta, "sum_rho": self.sum_rho, "trace": self.trace[:, :, : self.kept]}
@@ -224,48 +220,37 @@ def parse(argv: list[str] | None = None):
     return parser, args
 
 
-def sample(simulation: Simulation, run: Run) -> list[dict]:
-    """All iterations, from the checkpoint if there is one; progress rows for metrics.csv."""
+def sample(simulation: Simulation, run: Run) -> None:
+    """All iterations, from the checkpoint if there is one."""
     args, metrics, done = simulation.args, [], 0
     if args.resume and (saved := run.load()):
         tensors, state, metrics = saved
         simulation.load_state_dict(tensors)
         done = state["done"]
     report_every = max(1, args.iterations // args.thin // 100) * args.thin
-    names = [method for method, _, _ in simulation.cells]
     bar = progress(args.iterations, done, "it", "sampling")
-
-    def save() -> None:
-        if simulation.draws is not None:
-            simulation.draws.flush()
-        run.save(simulation.state_dict(), {"done": done}, metrics)
-
     while done < args.iterations:
         simulation.advance(done)
         done += args.thin
-        finite = simulation.chains.finite == done
-        if not finite.any():
+        if not (simulation.chains.finite == done).any():
             bar.close()
-            raise Diverged(f"all chains are non-finite from iteration {int(simulation.chains.finite.max()) + 1} on; "
-                           f"use a smaller step: -lr {args.lr / 10:g}")
+            first_bad = int(simulation.chains.finite.max()) + 1
+            raise Diverged(f"all chains are non-finite from iteration {first_bad} on; {remedy(args)}")
         if done % report_every == 0:
-            mse = simulation.test_mse().mean(0)
-            bar.set_postfix_str(
-                " ".join(f"{m} {np.mean([v for n, v in zip(names, mse.tolist()) if n == m]):.2f}" for m in dict.fromkeys(names))
-                + " (MSE)",
-                refresh=False,
-            )
-            for i, (method, v0, sd) in enumerate(simulation.cells):
-                sigma = simulation.chains.sigma2[:, i].sqrt().mean()
-                metrics.append(
-                    {"iteration": done, "method": method, "v0": v0, "sd": sd, "mse": float(mse[i]), "sigma": float(sigma)}
-                )
+            now = simulation.progress(done)
+            metrics += now
+            means = pd.DataFrame(now).groupby("method", sort=False)["mse"].mean()
+            bar.set_postfix_str("MSE " + " ".join(f"{m} {mse:.2f}" for m, mse in means.items()), refresh=False)
         bar.update(args.thin)
-        if run.due():
-            save()
+        if run.due() or done == args.iterations:
+            if simulation.draws is not None:
+                simulation.draws.flush()
+            run.save(simulation.state_dict(), {"done": done}, metrics)
     bar.close()
-    save()
-    return metrics
+
+
+def remedy(args) -> str:
+    return f"use a smaller step: -lr {args.lr / 10:g}"
 
 
 def results(simulation: Simulation, data: list[LinearData]) -> tuple[pd.DataFrame, list[dict], dict[str, Tensor]]:
@@ -275,18 +260,16 @@ def results(simulation: Simulation, data: list[LinearData]) -> tuple[pd.DataFram
     def by_seed(x: Tensor) -> Tensor:  # (group, ...) -> (seed, chain, ...)
         return x.unflatten(0, (args.seeds, args.chains))
 
-    mean_beta = by_seed(simulation.sum_beta / simulation.kept)
-    mean_rho = by_seed(simulation.sum_rho / simulation.kept)
-    trace, diverged = by_seed(simulation.trace), by_seed(simulation.chains.finite[..., 0] < args.iterations)
+    mean_beta, mean_rho = by_seed(simulation.sum_beta / simulation.kept), by_seed(simulation.sum_rho / simulation.kept)
+    trace, finite = by_seed(simulation.trace), by_seed(simulation.chains.finite[..., 0])
     rows, diagnostics = [], []
     for (s, d), (i, (method, v0, sd)) in itertools.product(enumerate(data), enumerate(cells)):
         row = {"method": method, "v0": v0, "sd": sd, "seed": args.seed + s}
-        if diverged[s, :, i].any():
+        if (finite[s, :, i] < args.iterations).any():
             rows.append(row)
-            diagnostics.append(row | {"diverged_at": int(simulation.chains.finite[s * args.chains :, i].min()) + 1})
+            diagnostics.append(row | {"diverged_at": int(finite[s, :, i].min()) + 1})
             continue
-        beta = mean_beta[s, :, i].mean(0).numpy()
-        error = d.x_test @ beta - d.y_test
+        error = d.x_test @ mean_beta[s, :, i].mean(0).numpy() - d.y_test
         draws = trace[s, :, i].double().numpy()  # (chain, draw, traced)
         found = mean_beta[s, :, i, :3].numpy() > d.beta[:3] / 2  # (chain, 3)
         rows.append(
@@ -295,47 +278,35 @@ def results(simulation: Simulation, data: list[LinearData]) -> tuple[pd.DataFram
             | {name: draws[..., j].mean() for j, name in enumerate(TRACED)}
             | {"selected": np.nan if method == "sgld" else int((mean_rho[s, :, i].mean(0) > 0.5).sum())}
         )
-        diagnostics.append(
-            row
-            | {"ess": {name: effective_sample_size(draws[..., j]) for j, name in enumerate(TRACED)}}
-            | {"rhat": {name: split_rhat(draws[..., j]) for j, name in enumerate(TRACED)}}
-            | {"found": {f"beta{j + 1}": found[:, j].mean() for j in range(3)}}
-        )
+        shares = {f"found_beta{j + 1}": found[:, j].mean() for j in range(3)}
+        diagnostics.append(row | convergence(draws, TRACED) | shares)
     columns = ["method", "v0", "sd", "seed", "mae", "mse", *TRACED[:3], "sigma", "selected"]
     tensors = {
         "trace": trace,
         "mean_beta": mean_beta.mean(1),
         "beta": torch.tensor(np.array([d.beta for d in data])),
-        **{
-            name: torch.tensor(np.array([getattr(d, name) for d in data])) for name in ("x", "y", "x_test", "y_test")
-        },
+        **{name: torch.tensor(np.array([getattr(d, name) for d in data])) for name in ("x", "y", "x_test", "y_test")},
     }
     return pd.DataFrame(rows).reindex(columns=columns), diagnostics, tensors
 
 
 def show(table: pd.DataFrame) -> None:
     """Print the table beside the published numbers, and the paired differences."""
-    by = ["method", "v0", "sd"]
-    ours = over_seeds(table, by, ["mae", "mse", *TRACED, "selected"])
-    papers = {
-        source: rows.set_index(by) for source, rows in published("table1").groupby("source", sort=False)
-    }
-    printed = ours[by + ["n"]].copy()
-    for metric in ("mae", "mse", *TRACED, "selected"):
-        printed[metric] = [
-            plus_minus(mean, sd, 2) for mean, sd in zip(ours[f"{metric}_mean"], ours[f"{metric}_sd"], strict=True)
-        ]
-    for label, rows in zip(("paper*", "notebook"), papers.values(), strict=True):
-        printed[label] = [
-            f"{rows.loc[key].mae:.2f} / {rows.loc[key].mse:.2f}" if key in rows.index else ""
-            for key in printed[by].itertuples(index=False, name=None)
-        ]
+    by, metrics = ["method", "v0", "sd"], ["mae", "mse", *TRACED, "selected"]
+    ours, paper = over_seeds(table, by, metrics), published("table1")
+    printed = formatted(ours, by, metrics, digits=2)
+    for label, rows in paper.groupby("source", sort=False):
+        printed[label] = beside(ours, by, rows, lambda row, _: f"{row.mae:.2f} / {row.mse:.2f}")
     print(printed.to_string(index=False))
-    print("mean +- sd over n data sets; published MAE / MSE: * quoted from memory, unconfirmed; authors' notebook")
-    if "sa" in set(table["method"]) and table["method"].nunique() > 1 and table["seed"].nunique() > 1:
-        differences = paired_differences(table, "sa", ["v0", "sd"], ["mae", "mse"])
+    print("mean +- sd over n data sets; the published columns are MAE / MSE; * quoted from memory, unconfirmed")
+    if table["seed"].nunique() > 1 and len(paired := differences(table)):
         print("\npaired differences over data sets, mean and standard error:")
-        print(differences.round(3).to_string(index=False))
+        print(paired.round(3).to_string(index=False))
+
+
+def differences(table: pd.DataFrame) -> pd.DataFrame:
+    """SA minus the other methods, paired by data set."""
+    return paired_differences(table, "sa", ["v0", "sd"], ["mae", "mse"])
 
 
 def main() -> int:
@@ -364,11 +335,11 @@ def main() -> int:
     if args.save_draws:
         save_draws(simulation, run)
     diverged = [row for row in diagnostics if "diverged_at" in row]
+    shares = pd.DataFrame(diagnostics).groupby(["method", "v0", "sd"], sort=False)
     summary = {
+        "found": shares[["found_beta1", "found_beta2", "found_beta3"]].mean().reset_index().to_dict("records"),
+        "differences": differences(table).to_dict("records"),
         "cells": diagnostics,
-        "differences": paired_differences(table, "sa", ["v0", "sd"], ["mae", "mse"]).to_dict("records")
-        if "sa" in args.c
-        else [],
         "diverged": len(diverged),
         "chains": simulation.trace.shape[0] * len(cells),
         "iterations": args.iterations,
@@ -377,6 +348,8 @@ def main() -> int:
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     run.finish(table, summary)
+    if args.save_draws:
+        (run.folder / "draws.npy").unlink()  # draws.nc has them, and a kill before this line loses nothing
     draw(run.folder)
     show(table)
     print(f"results: {run.folder}, figure: {run.folder}/figures/lr_simulation.png")
@@ -384,7 +357,7 @@ def main() -> int:
         first = diverged[0]
         raise Diverged(
             f"{len(diverged)} of {len(table)} cells, the first ({first['method']}, v0 {first['v0']}, sd {first['sd']}) "
-            f"at iteration {first['diverged_at']}; use a smaller step: -lr {args.lr / 10:g}"
+            f"at iteration {first['diverged_at']}; {remedy(args)}"
         )
     return 0
 
@@ -401,8 +374,6 @@ def save_draws(simulation: Simulation, run: Run) -> None:
     variables = {"beta": beta.transpose(1, 3, 0, 2, 4), "sigma": sigma.transpose(1, 3, 0, 2)}
     dims = {"beta": ["seed", "cell", "coefficient"], "sigma": ["seed", "cell"]}
     replace_file(run.folder / "draws.nc", lambda file: save_netcdf(file, variables, dims, coords))
-    simulation.draws = None
-    (run.folder / "draws.npy").unlink()
 
 
 if __name__ == "__main__":

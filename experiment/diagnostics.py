@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,6 +29,15 @@ def effective_sample_size(draws: np.ndarray) -> float:
     if np.ptp(draws) == 0:
         return np.nan
     return float(_arviz().ess(np.ascontiguousarray(draws), method="bulk"))
+
+
+def convergence(draws: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """{"ess": {name: ...}, "rhat": {name: ...}} of draws (chain, draw, name)."""
+    columns = {name: draws[..., j] for j, name in enumerate(names)}
+    return {
+        "ess": {name: effective_sample_size(x) for name, x in columns.items()},
+        "rhat": {name: split_rhat(x) for name, x in columns.items()},
+    }
 
 
 def save_netcdf(path, variables: dict[str, np.ndarray], dims: dict[str, list[str]], coords: dict) -> None:

@@ -29,8 +29,13 @@ def over_seeds(table: pd.DataFrame, by: list[str], metrics: list[str]) -> pd.Dat
 
 
 def paired_differences(table: pd.DataFrame, first: str, by: list[str], metrics: list[str]) -> pd.DataFrame:
-    """Method `first` minus every other method, paired by seed: mean, standard error and n."""
+    """Method `first` minus every other method, paired by seed: mean, standard error and n.
+
+    Empty where `first` is not in the table.
+    """
     rows = []
+    if first not in set(table["method"]):
+        return pd.DataFrame(rows)
     for setting, group in table.groupby(by, sort=False):
         wide = group.pivot(index="seed", columns="method", values=metrics)
         for other in [m for m in group["method"].unique() if m != first]:
@@ -43,7 +48,25 @@ def paired_differences(table: pd.DataFrame, first: str, by: list[str], metrics: 
 
 
 def plus_minus(mean: float, spread: float, digits: int = 3) -> str:
-    """'1.234 +- 0.056'; the mean alone where there is no spread; '-' where there is no value."""
+    """'1.234 +- 0.056'; the mean alone where there is no spread; '' where there is no value."""
     if pd.isna(mean):
-        return "-"
+        return ""
     return f"{mean:.{digits}f}" if pd.isna(spread) else f"{mean:.{digits}f} +- {spread:.{digits}f}"
+
+
+def formatted(ours: pd.DataFrame, by: list[str], metrics: list[str], digits: int = 3) -> pd.DataFrame:
+    """The result of `over_seeds` for print: the settings, n, and every metric as mean +- sd."""
+    columns = {
+        metric: [
+            plus_minus(mean, sd, digits) for mean, sd in zip(ours[f"{metric}_mean"], ours[f"{metric}_sd"], strict=True)
+        ]
+        for metric in metrics
+    }
+    return ours[[*by, "n"]].assign(**columns)
+
+
+def beside(ours: pd.DataFrame, by: list[str], rows: pd.DataFrame, text) -> list[str]:
+    """text(published row, our row) for every row of ours; '' where nothing was published for it."""
+    known = {key: row for key, row in zip(rows[by].itertuples(index=False, name=None), rows.itertuples(), strict=True)}
+    keys = ours[by].itertuples(index=False, name=None)
+    return [text(known[key], row) if key in known else "" for key, row in zip(keys, ours.itertuples(), strict=True)]

@@ -73,16 +73,15 @@ def environment() -> dict:
     """Versions, hardware and the project's commit."""
     root = Path(__file__).parents[1]
     git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
-    cpu = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "cpu": cpu,
+        "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -181,7 +180,9 @@ class Run:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             metrics = pd.read_csv(self.folder / "metrics.csv").to_dict("records")[: state["rows"]]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"the checkpoint in {self.folder} is damaged ({error}); start again without -resume") from error
+            raise RunError(
+                f"the checkpoint in {self.folder} is damaged ({error}); start again without -resume"
+            ) from error
         self._seconds_before = state["seconds"]
         return tensors, state, metrics
 

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from .style import COLOURS, LABELS, plt
@@ -24,14 +25,17 @@ def draw(folder: Path, file: Path | None = None, v0: float | None = None, sd: fl
     v0 = v0 if v0 is not None else 0.1 if 0.1 in args["v0"] else args["v0"][0]
     sd = sd if sd is not None else 1.0 if 1.0 in args["sd"] else args["sd"][0]
     cells = list(itertools.product(args["c"], args["v0"], args["sd"]))
-    shown = [(method, cells.index((method, v0, sd))) for method in args["c"]]
     truth, mean = posterior["beta"][0], posterior["mean_beta"][0]  # (p), (cell, p)
+    shown = [(method, cells.index((method, v0, sd))) for method in args["c"]]
+    shown = [(method, i) for method, i in shown if np.isfinite(mean[i]).all()]  # diverged chains have no curve
 
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.2))
     for j, ax in enumerate(axes[0]):
         for method, i in shown:
             draws = posterior["trace"][0, :, i, :, j].ravel()
-            ax.hist(draws, 60, density=True, histtype="stepfilled", alpha=0.45, color=COLOURS[method], label=LABELS[method])
+            ax.hist(
+                draws, 60, density=True, histtype="stepfilled", alpha=0.45, color=COLOURS[method], label=LABELS[method]
+            )
         ax.axvline(truth[j], color=COLOURS["truth"], linestyle="--", linewidth=1.2, label="true value")
         ax.set(title=rf"posterior of $\beta_{j + 1}$", xlabel=rf"$\beta_{j + 1}$", yticks=[])
     axes[0, 0].legend()

@@ -132,6 +132,4 @@ class MagnitudePruner:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.k = int(state["k"])
-        self.mask = Mask(
-            [state[f"keep.{i}"] for i in range(len(self.layers))], self.mask.total, self.chain_dims
-        )
+        self.mask = Mask([state[f"keep.{i}"] for i in range(len(self.layers))], self.mask.total, self.chain_dims)

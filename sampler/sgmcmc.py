@@ -88,9 +88,7 @@ class _Langevin(Optimizer):
         """Noise of standard deviation `scale`; None at zero temperature, where nothing is drawn."""
         if not isinstance(scale, Tensor):
             return torch._foreach_mul(self.noise(params), scale) if scale > 0 else None
-        return [
-            z * per_chain(scale.to(p.dtype), p) for z, p in zip(self.noise(params), params, strict=True)
-        ]
+        return [z * per_chain(scale.to(p.dtype), p) for z, p in zip(self.noise(params), params, strict=True)]
 
 
 class SGLD(_Langevin):

@@ -143,9 +143,7 @@ def test_average_is_exact_at_the_ends(omega, expected):
 
 def make_prior(omega, chains=(), residual=True, seed=0, **settings):
     generator = torch.Generator().manual_seed(seed)
-    layers = [
-        torch.nn.Parameter(torch.randn(*chains, *shape, generator=generator)) for shape in ((4, 5), (5, 1))
-    ]
+    layers = [torch.nn.Parameter(torch.randn(*chains, *shape, generator=generator)) for shape in ((4, 5), (5, 1))]
     bias = torch.nn.Parameter(torch.randn(*chains, 5, generator=generator))
     defaults = {
         "v0": 0.1, "v1": 10.0, "a": 1.0, "b": 10.0, "nu": 1.0, "lamda": 1.0, "sigma": 2.0,

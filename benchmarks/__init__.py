@@ -1,0 +1,1 @@
+"""Speed and memory, always against a baseline timed in the same run."""

@@ -1,0 +1,37 @@
+"""Timing of alternatives in turn, A B C A B C ..., because single timings of a shared machine mean little."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from experiment.run import environment, write_csv
+
+RESULTS = Path(__file__).parents[1] / "results" / "benchmarks.csv"
+
+
+def interleaved(alternatives: dict[str, Callable[[], None]], rounds: int = 7) -> dict[str, float]:
+    """Median seconds of each alternative over `rounds` rounds, after one that is not counted."""
+    seconds = {name: [] for name in alternatives}
+    for i in range(rounds + 1):
+        for name, run in alternatives.items():
+            began = time.perf_counter()
+            run()
+            if i:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: pd.Series(values).median() for name, values in seconds.items()}
+
+
+def record(benchmark: str, rows: list[dict]) -> None:
+    """Print the rows and put them in results/benchmarks.csv in the place of this benchmark's earlier ones."""
+    here = environment()
+    hardware = f"{here['cpu']}, {here['cores']} cores, torch {here['torch']}"
+    new = pd.DataFrame([{"benchmark": benchmark} | row | {"hardware": hardware} for row in rows])
+    print(new.drop(columns="hardware").to_string(index=False))
+    if RESULTS.exists():
+        old = pd.read_csv(RESULTS)
+        new = pd.concat([old[old["benchmark"] != benchmark], new], ignore_index=True)
+    write_csv(RESULTS, new)
