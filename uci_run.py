@@ -22,7 +22,7 @@ from data import uci
 from experiment import options
 from experiment.predictive import GaussianMixturePredictive
 from experiment.progress import progress
-from experiment.report import beside, formatted, over_seeds, plus_minus, published
+from experiment.report import beside, formatted, over_seeds, paired_differences, plus_minus, published
 from experiment.run import Diverged, Run, part, prefixed
 from model.mlp import ChainMLP
 from sampler import (
@@ -320,6 +320,14 @@ def show(table: pd.DataFrame) -> None:
     )
     print(printed.to_string(index=False))
     print("mean +- sd over n splits; rmse: last sample, rmse_averaged, nll, coverage95: posterior average")
+    if table["seed"].nunique() > 1 and len(paired := differences(table)):
+        print("\npaired differences over splits, mean and standard error:")
+        print(paired.round(4).to_string(index=False))
+
+
+def differences(table: pd.DataFrame) -> pd.DataFrame:
+    """SA minus the other methods, paired by split."""
+    return paired_differences(table, "sa", ["data", "anneal"], ["rmse", "rmse_averaged", "nll"])
 
 
 def summarise(table: pd.DataFrame, run: Run, args) -> dict:
@@ -327,6 +335,7 @@ def summarise(table: pd.DataFrame, run: Run, args) -> dict:
     means = table[METRICS].mean().to_dict() if len(cells) == 1 else {}
     return means | {
         "cells": cells.to_dict("records"),
+        "differences": differences(table).to_dict("records"),
         "diverged": int(table["rmse"].isna().sum()),
         "evaluated_on": "validation" if args.val else "test",
         "seconds": run.seconds,

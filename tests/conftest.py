@@ -1,0 +1,138 @@
+"""What the tests of the scripts share: a script in a process of its own, and refused command lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+from experiment import options
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+RESULTS = ("table.csv", "summary.json", "metrics.csv", "checkpoint.safetensors")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished process: exit status, output, run folder."""
+
+    code: int
+    stdout: str
+    stderr: str
+    folder: str
+
+    def __truediv__(self, name: str) -> Path:
+        return Path(self.folder) / name
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return pd.read_csv(self / "table.csv")
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self / "summary.json").read_text())
+
+
+class Script:
+    """Starts a script of the repository as a user does."""
+
+    @staticmethod
+    def command(name: str, arguments, out) -> list[str]:
+        return [sys.executable, name, *map(str, arguments), "-out", str(out)]
+
+    def run(self, name: str, *arguments, out, **environment) -> Result:
+        done = subprocess.run(
+            self.command(name, arguments, out), cwd=ROOT, env=ENVIRONMENT | environment,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr, str(out))
+
+    def stop(self, name: str, *arguments, out, after: int, with_signal: int) -> Result:
+        """Send the signal as soon as a checkpoint says that `after` iterations or epochs are done."""
+        process = subprocess.Popen(
+            self.command(name, arguments, out), cwd=ROOT, env=ENVIRONMENT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            while process.poll() is None and done(out) < after:
+                time.sleep(0.005)
+            process.send_signal(with_signal)
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+        return Result(process.returncode, stdout, stderr, str(out))
+
+    def kill(self, name: str, *arguments, out, after: int) -> Result:
+        return self.stop(name, *arguments, out=out, after=after, with_signal=signal.SIGKILL)
+
+
+def done(folder) -> int:
+    """Iterations or epochs of the checkpoint in a run folder, 0 where there is none."""
+    try:
+        with safe_open(Path(folder) / "checkpoint.safetensors", framework="pt") as file:
+            return json.loads(file.metadata()["state"])["done"]
+    except (OSError, SafetensorError):
+        return 0
+
+
+@pytest.fixture(scope="session")
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture(scope="session")
+def shared_run(script, tmp_path_factory, worker_id):
+    """shared_run(key, script, *arguments): a run made once for all tests and workers, to be read only."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder if worker_id == "master" else folder.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+
+    def run(key: str, name: str, *arguments) -> Result:
+        with FileLock(folder / f"{key}.lock"):
+            record = folder / f"{key}.json"
+            if not record.exists():
+                result = script.run(name, *arguments, out=folder / key)
+                record.write_text(json.dumps(asdict(result)))
+            return Result(**json.loads(record.read_text()))
+
+    return run
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """refused(module, *arguments): the one line with which a script refuses them, having written nothing."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+
+    def run(module, *arguments) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        grad = torch.is_grad_enabled()
+        try:
+            with pytest.raises(SystemExit) as stop:
+                options.run_script(module.main)
+        finally:
+            torch.set_grad_enabled(grad)
+            torch.set_flush_denormal(False)
+        lines = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2
+        assert len(lines) == 1
+        assert lines[0].startswith(f"{module.__name__}.py: error: ")
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        return lines[0]
+
+    return run

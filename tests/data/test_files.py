@@ -1,0 +1,207 @@
+"""Downloads from a local server: what arrives whole is kept, everything else leaves nothing behind."""
+
+import hashlib
+import io
+import re
+import socket
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from data import files
+from data.files import DataError, RemoteFile, data_folder, locate
+
+CONTENT = b"1.0 2.0 3.0\n" * 500
+OTHER = b"another edition\n"
+
+
+def zipped(content: bytes, member: str = "inner/table.txt", method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr(member, content)
+    return buffer.getvalue()
+
+
+def flipped(archive: bytes, member: str = "inner/table.txt") -> bytes:
+    """The archive with bytes of the member's data changed, its directory intact."""
+    start = archive.index(member.encode()) + len(member)
+    damaged = bytearray(archive)
+    for i in range(start, start + 12):
+        damaged[i] ^= 0xFF
+    return bytes(damaged)
+
+
+BODIES = {
+    "/good.txt": CONTENT,
+    "/tampered.txt": CONTENT.replace(b"2.0", b"2.1", 1),
+    "/short.txt": CONTENT[:-100],
+    "/good.zip": zipped(CONTENT),
+    "/deflated.zip": zipped(CONTENT, method=zipfile.ZIP_DEFLATED),
+    "/other-member.zip": zipped(CONTENT, member="else.txt"),
+    "/tampered-member.zip": zipped(OTHER),
+    "/truncated.zip": zipped(CONTENT)[:-50],
+    "/flipped-stored.zip": flipped(zipped(CONTENT)),
+    "/flipped-deflated.zip": flipped(zipped(CONTENT, method=zipfile.ZIP_DEFLATED)),
+    "/no-zip.zip": b"<html>moved</html>",
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requested.append(self.path)
+        body = BODIES.get(self.path.removeprefix("/cut"))
+        if body is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.path.startswith("/cut") else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def running():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.requested = []
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def server(running, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    running.requested.clear()
+    return running
+
+
+def remote(server, name: str, member: str | None = None, content: bytes = CONTENT) -> RemoteFile:
+    port = server.server_address[1]
+    return RemoteFile("set/table.txt", f"http://127.0.0.1:{port}{name}", hashlib.sha256(content).hexdigest(), member)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+def test_a_download_lands_in_the_folder(server, tmp_path, capsys):
+    path = locate(remote(server, "/good.txt"), str(tmp_path))
+    assert path == tmp_path / "set" / "table.txt"
+    assert path.read_bytes() == CONTENT
+    assert leftovers(tmp_path) == [path]
+    assert server.requested == ["/good.txt"]
+    locate(remote(server, "/good.txt"), str(tmp_path))
+    assert server.requested == ["/good.txt"]  # the second time it is there
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("archive", ["/good.zip", "/deflated.zip"])
+def test_a_member_of_an_archive_lands_in_the_folder(server, tmp_path, archive):
+    path = locate(remote(server, archive, "inner/table.txt"), str(tmp_path))
+    assert path.read_bytes() == CONTENT
+    assert leftovers(tmp_path) == [path]
+
+
+@pytest.mark.parametrize(
+    "name, member",
+    [
+        ("/tampered.txt", None),
+        ("/short.txt", None),
+        ("/cut/good.txt", None),
+        ("/missing.txt", None),
+        ("/cut/good.zip", "inner/table.txt"),
+        ("/truncated.zip", "inner/table.txt"),
+        ("/no-zip.zip", "inner/table.txt"),
+        ("/other-member.zip", "inner/table.txt"),
+        ("/tampered-member.zip", "inner/table.txt"),
+        ("/flipped-stored.zip", "inner/table.txt"),
+        ("/flipped-deflated.zip", "inner/table.txt"),
+    ],
+)
+def test_a_bad_download_is_an_error_and_leaves_nothing(server, tmp_path, name, member):
+    file = remote(server, name, member)
+    with pytest.raises(DataError) as error:
+        locate(file, str(tmp_path))
+    assert file.url in one_line(error)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("name, member", [("/tampered.txt", None), ("/flipped-stored.zip", "inner/table.txt")])
+def test_after_a_bad_download_a_good_one_succeeds(server, tmp_path, name, member):
+    with pytest.raises(DataError):
+        locate(remote(server, name, member), str(tmp_path))
+    assert locate(remote(server, "/good.txt"), str(tmp_path)).read_bytes() == CONTENT
+
+
+def test_an_unreachable_address_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as closed:  # bound and not listening: refuses every connection
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/table.txt"
+        with pytest.raises(DataError) as error:
+            locate(RemoteFile("set/table.txt", url, "0" * 64), str(tmp_path))
+    message = one_line(error)
+    assert url in message
+    place = re.search(r"put the file at (\S+)", message).group(1)
+    assert Path(place) == tmp_path / "set" / "table.txt"
+    assert leftovers(tmp_path) == []
+
+
+def test_the_place_that_the_message_names_is_the_place_that_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    file = RemoteFile("set/table.txt", "http://127.0.0.1:9/table.txt", hashlib.sha256(CONTENT).hexdigest())
+    with pytest.raises(DataError) as error:
+        locate(file, str(tmp_path))
+    Path(re.search(r"put the file at (\S+)", str(error.value)).group(1)).write_bytes(CONTENT)
+    assert locate(file, str(tmp_path)).read_bytes() == CONTENT
+
+
+def test_an_existing_file_is_used_without_a_download(server, tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "table.txt").write_bytes(CONTENT)
+    assert locate(remote(server, "/good.txt"), str(tmp_path)).read_bytes() == CONTENT
+    assert server.requested == []
+    assert capsys.readouterr().err == ""
+
+
+def test_another_edition_is_used_with_a_note(server, tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "table.txt").write_bytes(OTHER)
+    path = locate(remote(server, "/good.txt"), str(tmp_path))
+    assert path.read_bytes() == OTHER
+    assert server.requested == []
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("note: ") and str(path) in err and err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError) as error:
+        locate(remote(server, "/good.txt"), str(tmp_path / "file"))
+    assert str(tmp_path / "file") in one_line(error)
+
+
+def test_the_flag_goes_before_the_environment_before_the_cache(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("BSDL_DATA", raising=False)
+    assert data_folder() == files.CACHE == Path(files.__file__).parent / "cache"
+    monkeypatch.setenv("BSDL_DATA", str(tmp_path / "variable"))
+    assert data_folder() == tmp_path / "variable"
+    assert data_folder(str(tmp_path / "flag")) == tmp_path / "flag"
+    assert locate(remote(server, "/good.txt")) == tmp_path / "variable" / "set" / "table.txt"
+    path = locate(remote(server, "/good.txt"), str(tmp_path / "flag"))
+    assert path == tmp_path / "flag" / "set" / "table.txt"
