@@ -27,7 +27,7 @@ from experiment.compiled import Step
 from experiment.diagnostics import convergence, save_netcdf
 from experiment.progress import progress
 from experiment.report import beside, formatted, over_seeds, paired_differences, published
-from experiment.run import Diverged, Run, part, prefixed, replace_file
+from experiment.run import Diverged, Run, joined, part, replace_file
 from figures.lr_simulation import draw
 from sampler import ChainNoise, generator_states, set_generator_states, stream
 from sampler import spike_slab as ssgl
@@ -177,14 +177,15 @@ class Simulation:
     def state_dict(self) -> dict[str, Tensor]:
         own = {"sum_beta": self.sum_beta, "sum_rho": self.sum_rho, "trace": self.trace[:, :, : self.kept]}
         own["batches"] = generator_states(self.batches)
-        return prefixed("chains", self.chains._asdict()) | prefixed("noise", self.noise.state_dict()) | own
+        return joined({"chains": self.chains._asdict(), "noise": self.noise.state_dict(), "own": own})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.chains = Chains(**part("chains", state))
         self.noise.load_state_dict(part("noise", state))
-        self.sum_beta, self.sum_rho, self.kept = state["sum_beta"], state["sum_rho"], state["trace"].shape[2]
-        self.trace[:, :, : self.kept] = state["trace"]
-        set_generator_states(self.batches, state["batches"])
+        own = part("own", state)
+        self.sum_beta, self.sum_rho, self.kept = own["sum_beta"], own["sum_rho"], own["trace"].shape[2]
+        self.trace[:, :, : self.kept] = own["trace"]
+        set_generator_states(self.batches, own["batches"])
 
 
 def parse(argv: list[str] | None = None):

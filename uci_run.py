@@ -23,7 +23,7 @@ from experiment import options
 from experiment.predictive import GaussianMixturePredictive
 from experiment.progress import progress
 from experiment.report import beside, formatted, over_seeds, paired_differences, plus_minus, published
-from experiment.run import Diverged, Run, part, prefixed
+from experiment.run import Diverged, Run, joined, part
 from model.mlp import ChainMLP
 from sampler import (
     SGHMC,
@@ -160,18 +160,22 @@ class Regression:
                 self.permanent.apply_(prior.layers)
             self.finite += potential.detach() < torch.inf
 
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """Test predictions of the current sample (group, cell, rows) and their RMSE (group, cell)."""
+        prediction = self.net(self.x_test)
+        return prediction, (self.y_test[:, None] - prediction).square().mean(-1).sqrt()
+
     @torch.no_grad()
     def evaluate(self, epoch: int) -> list[dict]:
         """Test error of the current sample; after the burn-in it joins the posterior average.
 
         Returns one metrics row per cell, means over the splits whose chain is finite.
         """
-        prediction = self.net(self.x_test)  # (group, cell, test rows)
-        rmse = (self.y_test[:, None] - prediction).square().mean(-1).sqrt()
+        prediction, rmse = self.predict()
         if epoch > self.args.burn and (epoch - self.args.burn) % self.args.thin == 0:
             residual = self.y[:, None] - self.net(self.x)
             self.predictive.update(prediction, residual.square().mean(-1))
-        velocities = [self.sampler.state[p]["velocity"] for p in self.net.parameters()]
+        velocities = [self.sampler.velocity(p) for p in self.net.parameters()]
         columns = {
             "rmse": rmse,
             "temperature_kinetic": kinetic_temperature(velocities, self.lr, self.args.momentum, chain_dims=2),
@@ -201,9 +205,8 @@ class Regression:
     @torch.no_grad()
     def table(self) -> pd.DataFrame:
         """One row per chain; a diverged chain's numbers are empty."""
-        prediction = self.net(self.x_test)
         columns = {
-            "rmse": (self.y_test[:, None] - prediction).square().mean(-1).sqrt(),
+            "rmse": self.predict()[1],
             "rmse_averaged": self.predictive.rmse(),
             "nll": self.predictive.nll(),
             "coverage95": self.predictive.coverage(),
@@ -219,30 +222,26 @@ class Regression:
 
     def state_dict(self) -> dict[str, Tensor]:
         params = dict(self.net.named_parameters())
-        velocities = {n: self.sampler.state[p]["velocity"] for n, p in params.items()}
-        own = {"finite": self.finite, "order": generator_states(self.order)}
-        return (
-            own
-            | prefixed("net", params)
-            | prefixed("velocity", velocities)
-            | prefixed("prior", self.prior.state_dict())
-            | prefixed("noise", self.noise.state_dict())
-            | prefixed("pruner", self.pruner.state_dict())
-            | prefixed("permanent", {str(i): keep for i, keep in enumerate(self.permanent.keep)})
-            | prefixed("predictive", self.predictive.state_dict())
+        return joined(
+            {
+                "net": params,
+                "velocity": {name: self.sampler.velocity(p) for name, p in params.items()},
+                "prior": self.prior.state_dict(),
+                "noise": self.noise.state_dict(),
+                "pruner": self.pruner.state_dict(),
+                "permanent": self.permanent.state_dict(),
+                "predictive": self.predictive.state_dict(),
+                "own": {"finite": self.finite, "order": generator_states(self.order)},
+            }
         )
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.net.load_state_dict(part("net", state))
+        for name in ("net", "prior", "noise", "pruner", "permanent", "predictive"):
+            getattr(self, name).load_state_dict(part(name, state))
         for name, velocity in part("velocity", state).items():
-            self.sampler.state[self.net.get_parameter(name)]["velocity"] = velocity
-        self.prior.load_state_dict(part("prior", state))
-        self.noise.load_state_dict(part("noise", state))
-        self.pruner.load_state_dict(part("pruner", state))
-        self.permanent.keep = [x for _, x in sorted(part("permanent", state).items())]
-        self.predictive.load_state_dict(part("predictive", state))
-        self.finite = state["finite"]
-        set_generator_states(self.order, state["order"])
+            self.sampler.velocity(self.net.get_parameter(name)).copy_(velocity)
+        self.finite = part("own", state)["finite"]
+        set_generator_states(self.order, part("own", state)["order"])
 
 
 def parse(argv: list[str] | None = None):
@@ -297,7 +296,7 @@ def train(regression: Regression, run: Run) -> pd.DataFrame:
             bar.close()
             raise Diverged(
                 f"{regression.name}: all chains are non-finite from iteration {int(regression.finite.max()) + 1} on; "
-                f"use a smaller step: -lr {regression.lr / 10:g}"
+                f"use a smaller step: -lr {min(regression.lr / 10, SETTINGS[regression.name].lr):g}"
             )
         metrics += rows
         bar.set_postfix_str(" ".join(f"{row['method']} {row['rmse']:.3f}" for row in rows) + " (RMSE)", refresh=False)
@@ -351,8 +350,9 @@ def main() -> int:
     ignore = ("out", "resume", "save_every", "data_dir", "data", "c", "seed", "seeds", "table")
     stem = "table" if args.table else f"{args.data}_{args.c}"
     folder = "_".join(filter(None, [f"{stem}_seed{args.seed}", f"seeds{args.seeds}", parser.changed(args, ignore)]))
+    with parser.checked("-momentum"):
+        check_sghmc(args.lr or max(SETTINGS[name].lr for name in names), args.momentum)
     with parser.checked():
-        check_sghmc(args.lr or 1e-5, args.momentum)
         splits = {}
         for name in names:
             x, y = uci.load(name, args.data_dir)

@@ -56,23 +56,26 @@ def locate(remote: RemoteFile, data_dir: str | None = None) -> Path:
         if pooch.file_hash(str(path)) != remote.sha256:
             print(f"note: {path} is not the published file (SHA-256 differs); using it as it is", file=sys.stderr)
         return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            file = _download(remote, folder)
-            found = pooch.file_hash(str(file))
-            if found != remote.sha256:
-                raise DataError(
-                    f"{remote.url} gave a truncated or altered {path.name} "
-                    f"(SHA-256 {found[:12]}..., expected {remote.sha256[:12]}...); nothing was kept"
-                )
-            shutil.move(file, path)
-    except OSError as error:
-        raise DataError(f"cannot write the data folder {path.parent}: {error.strerror}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        file = _download(remote, folder, path)
+        found = pooch.file_hash(str(file))
+        if found != remote.sha256:
+            raise DataError(
+                f"{remote.url} gave a truncated or altered {path.name} "
+                f"(SHA-256 {found[:12]}..., expected {remote.sha256[:12]}...); nothing was kept"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+            shutil.copyfile(file, partial)
+            os.replace(partial, path)
+        except OSError as error:
+            raise DataError(f"cannot write the data folder {path.parent}: {error.strerror}") from error
     return path
 
 
-def _download(remote: RemoteFile, folder: str) -> Path:
+def _download(remote: RemoteFile, folder: str, path: Path) -> Path:
+    """Fetch the file into `folder`; `path` is where the message tells a user without a connection to put it."""
     import pooch
     import requests
 
@@ -85,8 +88,8 @@ def _download(remote: RemoteFile, folder: str) -> Path:
                 file = Path(archive.extract(remote.member, folder))
     except requests.exceptions.RequestException as error:
         raise DataError(
-            f"{Path(remote.path).name} is not in the data folder and {remote.url} cannot be reached "
-            f"({type(error).__name__}); put the file at {Path(folder).parent / Path(remote.path).name}"
+            f"{path.name} is not in the data folder and {remote.url} cannot be reached "
+            f"({type(error).__name__}); put the file at {path}"
         ) from error
     except (zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{remote.url} gave a truncated or altered archive; nothing was kept") from error

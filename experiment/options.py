@@ -23,12 +23,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     @contextlib.contextmanager
-    def checked(self):
-        """A ValueError while settings and data are checked becomes a one-line error."""
+    def checked(self, argument: str = ""):
+        """A ValueError while settings and data are checked becomes a one-line error about `argument`."""
         try:
             yield
         except ValueError as error:
-            self.error(str(error))
+            self.error(f"argument {argument}: {error}" if argument else str(error))
 
     def changed(self, args: argparse.Namespace, ignore: tuple[str, ...]) -> str:
         """The flags that differ from their defaults, as part of a folder name: v0-0.1_seeds-3."""

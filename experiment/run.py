@@ -192,11 +192,11 @@ class Run:
         write_text(self.folder / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
 
 
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one part under `prefix.`, for a checkpoint that holds several parts."""
-    return {f"{prefix}.{name}": x for name, x in tensors.items()}
+def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of several parts in one dict for a checkpoint, each under `<part>.<name>`."""
+    return {f"{prefix}.{name}": x for prefix, tensors in parts.items() for name, x in tensors.items()}
 
 
 def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `prefixed`."""
+    """One part out of what `joined` made."""
     return {name.removeprefix(f"{prefix}."): x for name, x in tensors.items() if name.startswith(f"{prefix}.")}

@@ -47,10 +47,11 @@ class Mask:
         for w, keep in zip(layers, self.keep, strict=True):
             w.masked_fill_(~keep, 0.0)
 
-    def __and__(self, other: Mask) -> Mask:
-        """Keeps what both keep."""
-        keep = [a & b for a, b in zip(self.keep, other.keep, strict=True)]
-        return Mask(keep, self.total, self.chain_dims)
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"keep.{i}": keep for i, keep in enumerate(self.keep)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.keep = [state[f"keep.{i}"] for i in range(len(self.keep))]
 
 
 def keep_largest(beta: Tensor, fraction: float, chain_dims: int = 0) -> Tensor:
@@ -127,9 +128,8 @@ class MagnitudePruner:
         self.mask.apply_(self.layers)
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {f"keep.{i}": keep for i, keep in enumerate(self.mask.keep)}
-        return state | {"k": torch.tensor(self.k)}
+        return self.mask.state_dict() | {"k": torch.tensor(self.k)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.k = int(state["k"])
-        self.mask = Mask([state[f"keep.{i}"] for i in range(len(self.layers))], self.mask.total, self.chain_dims)
+        self.mask.load_state_dict(state)

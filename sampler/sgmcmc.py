@@ -162,14 +162,16 @@ class SGHMC(_Langevin):
         super()._check(group)
         check_sghmc(group["lr"], group["momentum"])
 
+    def velocity(self, p: Tensor) -> Tensor:
+        """The velocity v of a parameter, zero before its first step."""
+        state = self.state[p]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(p)
+        return state["velocity"]
+
     def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
         lr, momentum = group["lr"], group["momentum"]
-        velocities = []
-        for p in params:
-            state = self.state[p]
-            if "velocity" not in state:
-                state["velocity"] = torch.zeros_like(p)
-            velocities.append(state["velocity"])
+        velocities = [self.velocity(p) for p in params]
         noises = self._scaled_noise(params, sghmc_noise_scale(lr, momentum, group["invT"]))
         torch._foreach_mul_(velocities, momentum)
         torch._foreach_add_(velocities, grads, alpha=-lr)
