@@ -1,6 +1,7 @@
 # make demo       set up .venv and reproduce the first experiment
 # make test       set up .venv and run the whole test suite
 # make test-fast  the same without the tests that kill processes, compile or sample for long
+# make results    rerun what results/ and the committed figures hold; 25 minutes on two cores, needs the UCI files
 # make bench      time the programs against plain loops, results/benchmarks.csv
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/.requirements
 DEV := $(VENV)/.requirements-dev
 
-.PHONY: demo test test-fast bench lint clean
+.PHONY: demo test test-fast results bench lint clean
 
 demo: $(RUN)
 	$(VENV)/bin/python lr_simulation.py -resume 1
@@ -22,6 +23,28 @@ test-fast: $(DEV) lint
 bench: $(RUN)
 	$(VENV)/bin/python -m benchmarks.lr_simulation
 	$(VENV)/bin/python -m benchmarks.uci
+
+# $(call keep,RUN_FOLDER,NAME): the small files of a run folder become results/NAME
+keep = mkdir -p results/$(2) && cp $(addprefix $(1)/,args.json command.sh environment.json summary.json table.csv) results/$(2)
+
+results: $(RUN)
+	$(VENV)/bin/python lr_simulation.py -resume 1
+	cp runs/lr_simulation/default/figures/lr_simulation.png figures/
+	$(VENV)/bin/python lr_simulation.py -seeds 10 -resume 1
+	$(call keep,runs/lr_simulation/seeds-10,table1)
+	$(VENV)/bin/python lr_simulation.py -seeds 10 -dc 10 -da 1000 -resume 1
+	$(call keep,runs/lr_simulation/dc-10.0_da-1000.0_seeds-10,table1_decreasing_omega)
+	$(VENV)/bin/python uci_run.py -table 1 -resume 1
+	$(call keep,runs/uci_run/table_seed1_seeds20,uci)
+	$(VENV)/bin/python uci_run.py -data boston -c all -seeds 100 -resume 1
+	$(call keep,runs/uci_run/boston_all_seed1_seeds100,uci_boston_100_splits)
+	$(VENV)/bin/python uci_run.py -data power-plant -c all -seeds 20 -resume 1
+	$(call keep,runs/uci_run/power-plant_all_seed1_seeds20,uci_power_plant)
+	$(VENV)/bin/python uci_run.py -data diabetes -c all -seeds 20 -resume 1
+	$(call keep,runs/uci_run/diabetes_all_seed1_seeds20,uci_diabetes)
+	$(VENV)/bin/python sa_convergence.py -resume 1
+	$(call keep,runs/sa_convergence/default,sa_convergence)
+	cp runs/sa_convergence/default/figures/sa_convergence.png figures/
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -72,7 +73,10 @@ def plain(value):
 def environment() -> dict:
     """Versions, hardware and the project's commit."""
     root = Path(__file__).parents[1]
-    git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = None
+    if shutil.which("git"):
+        git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+        commit = git.stdout.strip() or None
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -85,7 +89,7 @@ def environment() -> dict:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": git.stdout.strip() or None,
+        "commit": commit,
     }
 
 

@@ -44,7 +44,7 @@ def inclusion_log_odds(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigm
     """
     size = beta.abs()
     constant = delta.logit() + (v0 * (2 / (math.pi * v1)) ** 0.5).log()
-    return constant + size * (1 / (sigma * v0) - 0.5 / (v1 * sigma * sigma) * size)
+    return constant + size * ((sigma * v0).reciprocal() - 0.5 / (v1 * sigma * sigma) * size)
 
 
 def inclusion_probability(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigma: Latent = 1.0) -> Tensor:
@@ -97,9 +97,9 @@ def potential(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Latent, chain
     return l1 / sigma + l2 / (2 * sigma * sigma)
 
 
-def potential_grad(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Latent) -> Tensor:
+def potential_grad(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Tensor) -> Tensor:
     """Gradient of `potential`: kappa0 sign(beta) / sigma + kappa1 beta / sigma^2, 0 at beta = 0."""
-    inverse = 1 / sigma
+    inverse = sigma.reciprocal()
     return torch.addcmul(kappa0 * beta.sign(), kappa1, beta * inverse) * inverse
 
 

@@ -1,9 +1,11 @@
 """Downloads from a local server: what arrives whole is kept, everything else leaves nothing behind."""
 
+import errno
 import gc
 import hashlib
 import io
 import re
+import shutil
 import socket
 import threading
 import warnings
@@ -173,6 +175,7 @@ def test_an_unreachable_address_says_what_to_put_where(tmp_path, monkeypatch):
         assert url in message and leftovers(tmp_path) == []
         place = Path(re.search(r"put the file at (\S+)", message).group(1))
         assert place == tmp_path / "set" / "table.txt"
+        place.parent.mkdir(exist_ok=True)
         place.write_bytes(CONTENT)  # as told
         assert locate(file, str(tmp_path)).read_bytes() == CONTENT
 
@@ -201,6 +204,18 @@ def test_a_folder_that_cannot_be_made_is_an_error(server, tmp_path):
     with pytest.raises(DataError) as error:
         locate(remote(server, "/good.txt"), str(tmp_path / "file"))
     assert str(tmp_path / "file") in one_line(error)
+
+
+def test_a_full_disk_leaves_nothing(server, tmp_path, monkeypatch):
+    def full(source, target):
+        Path(target).write_bytes(CONTENT[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(DataError) as error:
+        locate(remote(server, "/good.txt"), str(tmp_path))
+    assert "No space left on device" in one_line(error)
+    assert leftovers(tmp_path) == []
 
 
 def test_the_flag_goes_before_the_environment_before_the_cache(server, tmp_path, monkeypatch):

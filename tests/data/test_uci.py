@@ -1,6 +1,7 @@
 """The UCI readers on synthetic files of the published shapes, sound and damaged, and the split."""
 
 import os
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -24,10 +25,10 @@ SHAPES = {
 
 
 def table_of(name: str) -> np.ndarray:
-    """Random numbers of the file's shape, four decimals."""
+    """Numbers of the file's shape, all different."""
     source = SOURCES[name]
-    columns = source.features + 1 + len(source.drop)
-    return np.random.default_rng(0).normal(0, 10, (source.rows, columns)).round(4)
+    shape = (source.rows, source.features + 1 + len(source.drop))
+    return np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape) / 64 - 50
 
 
 def write(folder, name: str, cells) -> str:
@@ -153,8 +154,6 @@ def test_a_csv_renamed_to_a_spreadsheet_is_an_error(tmp_path):
 
 
 def test_an_archive_that_is_no_spreadsheet_is_an_error(tmp_path):
-    import zipfile
-
     path = tmp_path / SOURCES["energy-efficiency"].file.path
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:

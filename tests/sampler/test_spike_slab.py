@@ -117,7 +117,7 @@ def test_gradient_is_the_potentials():
     sigma = torch.rand(2, 3, 1, dtype=torch.float64) + 0.1
     potential(beta, kappa0, kappa1, sigma, chain_dims=2).sum().backward()
     torch.testing.assert_close(potential_grad(beta.detach(), kappa0, kappa1, sigma), beta.grad)
-    assert potential_grad(torch.zeros(1), torch.ones(1), torch.ones(1), 1.0).item() == 0
+    assert potential_grad(torch.zeros(1), torch.ones(1), torch.ones(1), torch.ones(1)).item() == 0
 
 
 def test_prior_potential_is_the_expected_log_prior():
