@@ -86,6 +86,15 @@ def chains(model: Conjugate, lr: float, omega, iterations: int, count: int, gene
     return torch.tensor(points), torch.stack(thetas), torch.stack(betas)
 
 
+def distance(beta: Tensor, model: Conjugate) -> float:
+    """Wasserstein-1 distance of beta (chain, p) from pi(beta, theta*), in posterior standard deviations.
+
+    All coordinates are independent N(m_j, theta*), so that they are pooled.
+    """
+    standard = ((beta - model.mean) / model.theta**0.5).flatten().numpy()
+    return float(wasserstein_distance(standard, norm.ppf((np.arange(len(standard)) + 0.5) / len(standard))))
+
+
 def slope(omega: np.ndarray, error: np.ndarray, rng: np.random.Generator, draws: int = 500) -> tuple[float, float]:
     """Least-squares slope of log mean error^2 against log omega_k, and its standard error.
 
@@ -107,39 +116,50 @@ def main() -> int:
     parser.add_argument("-lr", type=options.positive, nargs="+", default=[0.4, 0.2, 0.1, 0.05],
                         help="step sizes, in units of sigma^2; the smallest measures the L2 rate")  # fmt: skip
     options.add_adaptation_options(parser, dc=1.0, da=10.0, dalpha=0.7)
-    options.add_run_options(parser)
+    options.add_run_options(parser, several_seeds=False)
     args = parser.parse_args()
     with parser.checked():
         omega = RobbinsMonro(args.dc, args.da, args.dalpha)
         ignore = ("out", "resume", "save_every")
         run = Run("sa_convergence", parser.changed(args, ignore) or "default", vars(args))
-    model = Conjugate(args.seed)
-    rows = []
-    bar = progress(len(args.lr) * args.iterations, 0, "it", "chains")
-    with torch.no_grad():
-        for lr in args.lr:
-            generator = stream(args.seed, f"lr {lr}")
-            k, theta, beta = chains(model, lr, omega, args.iterations, args.count, generator, bar)
-            error = (theta - model.fixed_point(lr)).numpy()
-            standard = ((beta - model.mean) / model.theta**0.5).flatten(1).numpy()  # N(0, 1) under pi(beta, theta*)
-            quantiles = norm.ppf((np.arange(standard.shape[1]) + 0.5) / standard.shape[1])
-            for i, iteration in enumerate(k.tolist()):
-                rows.append({
-                    "lr": lr, "iteration": iteration, "omega": omega(iteration),
-                    "mse": float(np.square(error[i]).mean()), "bias": float(theta[i].mean() - model.theta),
-                    "wasserstein": float(wasserstein_distance(standard[i], quantiles)),
-                })  # fmt: skip
-            last = (k.numpy(), error)
+    if args.resume and run.finished:
+        print((run.folder / "summary.json").read_text() + f"finished before: {run.folder}")
+        return 0
+    model, rows, errors = Conjugate(args.seed), [], {}
+    if args.resume and (saved := run.load()):
+        errors, _, rows = saved
+    steps = sorted(args.lr, reverse=True)
+    bar = progress(len(steps) * args.iterations, len(errors) * args.iterations, "it", "chains")
+    for lr in steps[len(errors) :]:
+        with torch.no_grad():
+            k, theta, beta = chains(model, lr, omega, args.iterations, args.count, stream(args.seed, f"lr {lr}"), bar)
+        error = errors[str(lr)] = theta - model.fixed_point(lr)
+        rows += [
+            {
+                "lr": lr,
+                "iteration": iteration,
+                "omega": omega(iteration),
+                "mse": float(error[i].square().mean()),
+                "bias": float(theta[i].mean() - model.theta),
+                "wasserstein": distance(beta[i], model),
+            }
+            for i, iteration in enumerate(k.tolist())
+        ]
+        run.save(errors, {}, rows)
     bar.close()
     table = pd.DataFrame(rows)
-    k, error = last
-    late = k >= args.iterations / 20
-    fitted, se = slope(omega(torch.tensor(k[late])).numpy(), error[late], np.random.default_rng(args.seed))
+    smallest = table[table["lr"] == steps[-1]]
+    late = (smallest["iteration"] >= args.iterations / 20).to_numpy()
+    error = errors[str(steps[-1])].numpy()[late]
+    fitted, se = slope(smallest["omega"].to_numpy()[late], error, np.random.default_rng(args.seed))
     summary = {
-        "theta_star": model.theta, "slope": fitted, "slope_se": se, "slope_from_iteration": int(k[late][0]),
-        "wasserstein_last": {str(lr): rows["wasserstein"].iloc[-1] for lr, rows in table.groupby("lr")},
+        "theta_star": model.theta,
+        "slope": fitted,
+        "slope_se": se,
+        "slope_from_iteration": int(smallest["iteration"][late].min()),
+        "wasserstein_last": {str(lr): group["wasserstein"].iloc[-1] for lr, group in table.groupby("lr")},
         "seconds": run.seconds,
-    }  # fmt: skip
+    }
     run.finish(table, summary)
     draw(run.folder)
     print(json.dumps(summary, indent=1))

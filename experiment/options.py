@@ -65,11 +65,12 @@ whole = _number(int, lambda x: x >= 0, "a whole number >= 0")
 switch = _number(int, lambda x: x in (0, 1), "0 or 1")
 
 
-def add_run_options(parser: Parser, seed: int = 1) -> None:
+def add_run_options(parser: Parser, several_seeds: bool = True) -> None:
     """-seed -seeds -out -resume -save_every."""
     group = parser.add_argument_group("run")
-    group.add_argument("-seed", type=whole, default=seed, help="first seed")
-    group.add_argument("-seeds", type=count, default=1, help="how many seeds, counted up from -seed")
+    group.add_argument("-seed", type=whole, default=1, help="first seed")
+    if several_seeds:
+        group.add_argument("-seeds", type=count, default=1, help="how many seeds, counted up from -seed")
     group.add_argument("-out", default=None, help="run folder; by default named after the flags, under runs/")
     group.add_argument("-resume", type=switch, default=0, help="1 continues the run folder's run, bit for bit")
     group.add_argument("-save_every", type=non_negative, default=10.0, help="seconds between checkpoints")

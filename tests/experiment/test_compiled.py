@@ -52,8 +52,8 @@ def test_a_compiler_that_fails_leaves_the_eager_function(monkeypatch, arguments,
     compiler(monkeypatch, fails)
     step = Step(scaled, True, factor=3.0)
     assert step(*arguments).tolist() == [13.0, 26.0]
-    err = capsys.readouterr().err
-    assert err.startswith("note: torch.compile failed (") and err.count("\n") == 1
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("note: torch.compile failed (") and "\n" not in err
     assert (text or "RuntimeError").splitlines()[0] in err
     assert not step.compiled
     assert step(*arguments).tolist() == [13.0, 26.0]
@@ -90,4 +90,4 @@ def test_a_missing_compiler_is_noticed(monkeypatch, arguments, capsys, tmp_path)
     step = Step(scaled, True, factor=3.0)
     assert step(*arguments).tolist() == [13.0, 26.0]
     assert not step.compiled
-    assert capsys.readouterr().err.startswith("note: torch.compile failed (")
+    assert capsys.readouterr().err.strip().startswith("note: torch.compile failed (")

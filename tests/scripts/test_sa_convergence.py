@@ -29,7 +29,6 @@ def test_the_closed_form_is_the_fixed_point():
     assert abs(z) < 5
 
 
-@pytest.mark.slow
 def test_mean_squared_error_falls_in_proportion_to_omega():
     _, k, error, _ = run(0.1, OMEGA)
     late = k >= 300
@@ -40,7 +39,6 @@ def test_mean_squared_error_falls_in_proportion_to_omega():
     assert np.square(em[-1]).mean() > 10 * np.square(error[-1]).mean()  # EM keeps its noise
 
 
-@pytest.mark.slow
 def test_samples_converge_to_the_posterior_at_theta_star():
     """Variance of beta_k over chains: theta*_eps / (1 - eps/2), which tends to theta* with eps."""
     for lr in (0.4, 0.1):
