@@ -26,7 +26,7 @@ from experiment import options
 from experiment.compiled import Step
 from experiment.diagnostics import convergence, save_netcdf
 from experiment.progress import progress
-from experiment.report import beside, formatted, over_seeds, paired_differences, published
+from experiment.report import beside, formatted, over_seeds, paired_differences, print_differences, published
 from experiment.run import Diverged, Run, joined, part, replace_file
 from figures.lr_simulation import draw
 from sampler import ChainNoise, generator_states, set_generator_states, stream
@@ -300,9 +300,7 @@ def show(table: pd.DataFrame) -> None:
         printed[label] = beside(ours, by, rows, lambda row, _: f"{row.mae:.2f} / {row.mse:.2f}")
     print(printed.to_string(index=False))
     print("mean +- sd over n data sets; the published columns are MAE / MSE; * quoted from memory, unconfirmed")
-    if table["seed"].nunique() > 1 and len(paired := differences(table)):
-        print("\npaired differences over data sets, mean and standard error:")
-        print(paired.round(3).to_string(index=False))
+    print_differences(differences(table))
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:

@@ -22,7 +22,15 @@ from data import uci
 from experiment import options
 from experiment.predictive import GaussianMixturePredictive
 from experiment.progress import progress
-from experiment.report import beside, formatted, over_seeds, paired_differences, plus_minus, published
+from experiment.report import (
+    beside,
+    formatted,
+    over_seeds,
+    paired_differences,
+    plus_minus,
+    print_differences,
+    published,
+)
 from experiment.run import Diverged, Run, joined, part
 from model.mlp import ChainMLP
 from sampler import (
@@ -319,9 +327,7 @@ def show(table: pd.DataFrame) -> None:
     )
     print(printed.to_string(index=False))
     print("mean +- sd over n splits; rmse: last sample, rmse_averaged, nll, coverage95: posterior average")
-    if table["seed"].nunique() > 1 and len(paired := differences(table)):
-        print("\npaired differences over splits, mean and standard error:")
-        print(paired.round(4).to_string(index=False))
+    print_differences(differences(table))
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:

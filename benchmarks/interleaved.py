@@ -25,11 +25,23 @@ def interleaved(alternatives: dict[str, Callable[[], None]], rounds: int = 7) ->
     return {name: pd.Series(values).median() for name, values in seconds.items()}
 
 
-def record(benchmark: str, rows: list[dict]) -> None:
-    """Print the rows and put them in results/benchmarks.csv in the place of this benchmark's earlier ones."""
+def record(benchmark: str, unit: str, rates: dict[str, float]) -> None:
+    """Print rates and their ratios to the first, the baseline, and put them in results/benchmarks.csv.
+
+    They take the place of this benchmark's earlier rows.
+    """
     here = environment()
-    hardware = f"{here['cpu']}, {here['cores']} cores, torch {here['torch']}"
-    new = pd.DataFrame([{"benchmark": benchmark} | row | {"hardware": hardware} for row in rows])
+    base = next(iter(rates.values()))
+    new = pd.DataFrame(
+        {
+            "benchmark": benchmark,
+            "case": list(rates),
+            "unit": unit,
+            "value": [round(rate) for rate in rates.values()],
+            "ratio": [round(rate / base, 2) for rate in rates.values()],
+            "hardware": f"{here['cpu']}, {here['cores']} cores, torch {here['torch']}",
+        }
+    )
     print(new.drop(columns="hardware").to_string(index=False))
     if RESULTS.exists():
         old = pd.read_csv(RESULTS)

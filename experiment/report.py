@@ -47,6 +47,13 @@ def paired_differences(table: pd.DataFrame, first: str, by: list[str], metrics: 
     return pd.DataFrame(rows)
 
 
+def print_differences(differences: pd.DataFrame) -> None:
+    """Print the result of `paired_differences` where there is more than one pair."""
+    if len(differences) and differences["n"].max() > 1:
+        print("\npaired differences over seeds, mean and standard error:")
+        print(differences.round(4).to_string(index=False))
+
+
 def plus_minus(mean: float, spread: float, digits: int = 3) -> str:
     """'1.234 +- 0.056'; the mean alone where there is no spread; '' where there is no value."""
     if pd.isna(mean):

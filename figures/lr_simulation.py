@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from .style import COLOURS, LABELS, plt
+from .style import COLOURS, LABELS, plt, save
 
 
 def draw(folder: Path, file: Path | None = None, v0: float | None = None, sd: float | None = None) -> Path:
@@ -54,10 +54,7 @@ def draw(folder: Path, file: Path | None = None, v0: float | None = None, sd: fl
     ax.plot([1, 2, 3], truth[:3], "x", color=COLOURS["truth"], label="true non-zero")
     ax.set(title="all coefficients, posterior mean", xlabel="index j (log scale)", xscale="log")
     figure.suptitle(rf"$v_0$ = {v0:g}, $\sigma_0$ = {sd:g}, seed {args['seed']}, {args['iterations']:,} iterations")
-    file = file or folder / "figures" / "lr_simulation.png"
-    figure.savefig(file)
-    plt.close(figure)
-    return file
+    return save(figure, folder, "lr_simulation.png", file)
 
 
 if __name__ == "__main__":

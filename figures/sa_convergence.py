@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .style import plt
+from .style import plt, save
 
 
 def draw(folder: Path, file: Path | None = None) -> Path:
@@ -45,10 +45,7 @@ def draw(folder: Path, file: Path | None = None) -> Path:
     right.set(title=r"samples: distance to $\pi(\beta, \theta^*)$", xlabel="iteration k")
     right.set_ylabel("Wasserstein-1 distance, in posterior sd")
     right.legend()
-    file = file or folder / "figures" / "sa_convergence.png"
-    figure.savefig(file)
-    plt.close(figure)
-    return file
+    return save(figure, folder, "sa_convergence.png", file)
 
 
 if __name__ == "__main__":

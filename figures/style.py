@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -23,3 +25,11 @@ plt.rcParams.update(
         "savefig.dpi": 150,
     }
 )
+
+
+def save(figure, folder: Path, name: str, file: Path | None) -> Path:
+    """Save to `file`, by default FOLDER/figures/NAME, and close the figure."""
+    file = file or folder / "figures" / name
+    figure.savefig(file)
+    plt.close(figure)
+    return file
