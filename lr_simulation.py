@@ -22,15 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.simulation import LinearData, simulate
-from experiment import options
+from experiment import options, report
 from experiment.compiled import Step
 from experiment.diagnostics import convergence, save_netcdf
 from experiment.progress import progress
-from experiment.report import beside, formatted, over_seeds, paired_differences, print_differences, published
 from experiment.run import Diverged, Run, joined, part, replace_file
 from figures.lr_simulation import draw
-from sampler import ChainNoise, generator_states, set_generator_states, stream
+from sampler import ChainNoise
 from sampler import spike_slab as ssgl
+from sampler.noise import generator_states, set_generator_states, stream
 from sampler.schedules import RobbinsMonro, adaptation, polynomial_decay
 from sampler.sgmcmc import sgld, sgld_noise_scale
 
@@ -294,18 +294,18 @@ def results(simulation: Simulation, data: list[LinearData]) -> tuple[pd.DataFram
 def show(table: pd.DataFrame) -> None:
     """Print the table beside the published numbers, and the paired differences."""
     by, metrics = ["method", "v0", "sd"], ["mae", "mse", *TRACED, "selected"]
-    ours, paper = over_seeds(table, by, metrics), published("table1")
-    printed = formatted(ours, by, metrics, digits=2)
+    ours, paper = report.over_seeds(table, by, metrics), report.published("table1")
+    printed = report.formatted(ours, by, metrics, digits=2)
     for label, rows in paper.groupby("source", sort=False):
-        printed[label] = beside(ours, by, rows, lambda row, _: f"{row.mae:.2f} / {row.mse:.2f}")
+        printed[label] = report.beside(ours, by, rows, lambda row, _: f"{row.mae:.2f} / {row.mse:.2f}")
     print(printed.to_string(index=False))
     print("mean +- sd over n data sets; the published columns are MAE / MSE; * quoted from memory, unconfirmed")
-    print_differences(differences(table))
+    report.print_differences(differences(table))
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
     """SA minus the other methods, paired by data set."""
-    return paired_differences(table, "sa", ["v0", "sd"], ["mae", "mse"])
+    return report.paired_differences(table, "sa", ["v0", "sd"], ["mae", "mse"])
 
 
 def main() -> int:

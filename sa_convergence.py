@@ -34,7 +34,7 @@ from experiment import options
 from experiment.progress import progress
 from experiment.run import Run
 from figures.sa_convergence import draw
-from sampler import stream
+from sampler.noise import stream
 from sampler.schedules import RobbinsMonro
 from sampler.sgmcmc import sgld, sgld_noise_scale
 from sampler.spike_slab import average, penalty_sums, potential_grad, sigma_regression

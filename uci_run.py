@@ -19,30 +19,13 @@ import torch
 from torch import Tensor
 
 from data import uci
-from experiment import options
+from experiment import options, report
 from experiment.predictive import GaussianMixturePredictive
 from experiment.progress import progress
-from experiment.report import (
-    beside,
-    formatted,
-    over_seeds,
-    paired_differences,
-    plus_minus,
-    print_differences,
-    published,
-)
 from experiment.run import Diverged, Run, joined, part
 from model.mlp import ChainMLP
-from sampler import (
-    SGHMC,
-    ChainNoise,
-    MagnitudePruner,
-    Mask,
-    SSGLPrior,
-    generator_states,
-    set_generator_states,
-    stream,
-)
+from sampler import SGHMC, ChainNoise, MagnitudePruner, Mask, SSGLPrior
+from sampler.noise import generator_states, set_generator_states, stream
 from sampler.schedules import RobbinsMonro, adaptation, annealed
 from sampler.sgmcmc import check_sghmc
 from sampler.temperature import configurational_temperature, kinetic_temperature
@@ -318,25 +301,25 @@ def train(regression: Regression, run: Run) -> pd.DataFrame:
 def show(table: pd.DataFrame) -> None:
     """Print mean +- sd over splits beside the published mean +- standard error."""
     by = ["data", "method", "anneal"]
-    ours, paper = over_seeds(table, by, METRICS), published("uci")
-    printed = formatted(ours, by, METRICS)
+    ours, paper = report.over_seeds(table, by, METRICS), report.published("uci")
+    printed = report.formatted(ours, by, METRICS)
     printed["rmse se"] = ours["rmse_se"].round(3)
-    printed["published +- se"] = beside(ours, by, paper, lambda row, _: plus_minus(row.rmse, row.rmse_se))
-    printed["difference / se"] = beside(
+    printed["published +- se"] = report.beside(ours, by, paper, lambda row, _: report.plus_minus(row.rmse, row.rmse_se))
+    printed["difference / se"] = report.beside(
         ours, by, paper, lambda row, our: f"{(our.rmse_mean - row.rmse) / np.hypot(our.rmse_se, row.rmse_se):.1f}"
     )
     print(printed.to_string(index=False))
     print("mean +- sd over n splits; rmse: last sample, rmse_averaged, nll, coverage95: posterior average")
-    print_differences(differences(table))
+    report.print_differences(differences(table))
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
     """SA minus the other methods, paired by split."""
-    return paired_differences(table, "sa", ["data", "anneal"], ["rmse", "rmse_averaged", "nll"])
+    return report.paired_differences(table, "sa", ["data", "anneal"], ["rmse", "rmse_averaged", "nll"])
 
 
 def summarise(table: pd.DataFrame, run: Run, args) -> dict:
-    cells = over_seeds(table, ["data", "method", "anneal"], METRICS)
+    cells = report.over_seeds(table, ["data", "method", "anneal"], METRICS)
     means = table[METRICS].mean().to_dict() if len(cells) == 1 else {}
     return means | {
         "cells": cells.to_dict("records"),

@@ -5,19 +5,8 @@ take the tensors they are placed on.
 """
 
 from .magnitude_pruning import MagnitudePruner, Mask
-from .noise import ChainNoise, FlatNoise, generator_states, set_generator_states, stream
+from .noise import ChainNoise, FlatNoise
 from .sgmcmc import SGHMC, SGLD
 from .spike_slab import SSGLPrior
 
-__all__ = [
-    "SGHMC",
-    "SGLD",
-    "ChainNoise",
-    "FlatNoise",
-    "MagnitudePruner",
-    "Mask",
-    "SSGLPrior",
-    "generator_states",
-    "set_generator_states",
-    "stream",
-]
+__all__ = ["SGHMC", "SGLD", "ChainNoise", "FlatNoise", "MagnitudePruner", "Mask", "SSGLPrior"]

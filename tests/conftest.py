@@ -21,7 +21,6 @@ from experiment import options
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-RESULTS = ("table.csv", "summary.json", "metrics.csv", "checkpoint.safetensors")
 
 
 @dataclass(frozen=True)
@@ -112,27 +111,53 @@ def shared_run(script, tmp_path_factory, worker_id):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys, tmp_path):
-    """refused(module, *arguments): the one line with which a script refuses them, having written nothing."""
-    folder = tmp_path / "empty"
-    folder.mkdir()
+def in_process(monkeypatch, capsys, tmp_path):
+    """in_process(module, *arguments): a script's main in this process, started in an empty folder."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
 
-    def run(module, *arguments) -> str:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    def run(module, *arguments, out: Path | None = None) -> Result:
+        flags = [*map(str, arguments), *(["-out", str(out)] if out else [])]
+        monkeypatch.chdir(empty)
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *flags])
         grad = torch.is_grad_enabled()
+        capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as stop:
                 options.run_script(module.main)
         finally:
             torch.set_grad_enabled(grad)
             torch.set_flush_denormal(False)
-        lines = capsys.readouterr().err.splitlines()
-        assert stop.value.code == 2
-        assert len(lines) == 1
+        return Result(stop.value.code, *capsys.readouterr(), str(out))
+
+    return run
+
+
+@pytest.fixture
+def refused(in_process, tmp_path):
+    """refused(module, *arguments): the one line with which a script refuses them, having written nothing."""
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def run(module, *arguments) -> str:
+        before = state()
+        result = in_process(module, *arguments)
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
+        assert (result.code, result.stdout, len(lines)) == (2, "", 1)
         assert lines[0].startswith(f"{module.__name__}.py: error: ")
-        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        assert state() == before
         return lines[0]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def same_table():
+    """same_table(a, b, rtol): two tables with equal settings and close numbers."""
+
+    def check(a: pd.DataFrame, b: pd.DataFrame, rtol: float = 1e-9) -> None:
+        a, b = a.reset_index(drop=True), b.reset_index(drop=True)
+        pd.testing.assert_frame_equal(a, b, rtol=rtol, atol=0, check_dtype=False)
+
+    return check

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.linalg import solve_discrete_lyapunov
 
-from sampler import SGHMC, SGLD, ChainNoise, FlatNoise, stream
+from sampler import SGHMC, SGLD, ChainNoise, FlatNoise
+from sampler.noise import stream
 from sampler.sgmcmc import sgld, sgld_noise_scale
 from sampler.temperature import configurational_temperature, kinetic_temperature
 

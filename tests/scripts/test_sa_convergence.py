@@ -6,7 +6,7 @@ import torch
 
 import sa_convergence
 from experiment.progress import progress
-from sampler import stream
+from sampler.noise import stream
 from sampler.schedules import Constant, RobbinsMonro
 
 OMEGA = RobbinsMonro(1.0, 10.0, 0.7)

@@ -1,0 +1,1 @@
+python uci_run.py -table 1 -resume 1
