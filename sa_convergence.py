@@ -109,7 +109,7 @@ def slope(omega: np.ndarray, error: np.ndarray, rng: np.random.Generator, draws:
     return fit(np.arange(count)), float(np.std(spread))
 
 
-def main() -> int:
+def parse(argv: list[str] | None = None):
     parser = options.Parser(description="L2 rate of the latent variables and weak convergence of the samples.")
     parser.add_argument("-iterations", type=options.count, default=20_000, help="iterations of every chain")
     parser.add_argument("-count", type=options.count, default=2000, help="independent chains")
@@ -117,7 +117,11 @@ def main() -> int:
                         help="step sizes, in units of sigma^2; the smallest measures the L2 rate")  # fmt: skip
     options.add_adaptation_options(parser, dc=1.0, da=10.0, dalpha=0.7)
     options.add_run_options(parser, several_seeds=False)
-    args = parser.parse_args()
+    return parser, parser.parse_args(argv)
+
+
+def main() -> int:
+    parser, args = parse()
     with parser.checked():
         omega = RobbinsMonro(args.dc, args.da, args.dalpha)
         ignore = ("out", "resume", "save_every")

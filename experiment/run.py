@@ -182,7 +182,9 @@ class Run:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            metrics = pd.read_csv(self.folder / "metrics.csv").to_dict("records")[: state["rows"]]
+            metrics = pd.read_csv(self.folder / "metrics.csv", float_precision="round_trip").to_dict("records")[
+                : state["rows"]
+            ]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"the checkpoint in {self.folder} is damaged ({error}); start again without -resume"
