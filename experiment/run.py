@@ -190,7 +190,7 @@ class Run:
                 f"the checkpoint in {self.folder} is damaged ({error}); start again without -resume"
             ) from error
         self._seconds_before = state["seconds"]
-        return tensors, state, metrics
+        return tensors, state, metrics.to_dict("records")
 
     def finish(self, table: pd.DataFrame, summary: Mapping) -> None:
         """Write table.csv and, last, summary.json."""

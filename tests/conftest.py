@@ -120,13 +120,15 @@ def in_process(monkeypatch, capsys, tmp_path):
         flags = [*map(str, arguments), *(["-out", str(out)] if out else [])]
         monkeypatch.chdir(empty)
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *flags])
-        grad = torch.is_grad_enabled()
+        grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
+        torch.set_num_threads(1)
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as stop:
                 options.run_script(module.main)
         finally:
             torch.set_grad_enabled(grad)
+            torch.set_num_threads(threads)
             torch.set_flush_denormal(False)
         return Result(stop.value.code, *capsys.readouterr(), str(out))
 
