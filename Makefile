@@ -38,6 +38,8 @@ results: $(RUN)
 	$(call keep,runs/uci_run/table_seed1_seeds20,uci)
 	$(VENV)/bin/python uci_run.py -data boston -c all -seeds 100 -resume 1
 	$(call keep,runs/uci_run/boston_all_seed1_seeds100,uci_boston_100_splits)
+	-$(VENV)/bin/python uci_run.py -data concrete -c all -seeds 20 -lr 1e-5 -anneal 1 -resume 1  # half of the chains diverge
+	$(call keep,runs/uci_run/concrete_all_seed1_seeds20_anneal-1.0_lr-1e-05,uci_concrete_lr_1e-5)
 	$(VENV)/bin/python uci_run.py -data power-plant -c all -seeds 20 -resume 1
 	$(call keep,runs/uci_run/power-plant_all_seed1_seeds20,uci_power_plant)
 	$(VENV)/bin/python uci_run.py -data diabetes -c all -seeds 20 -resume 1

@@ -1,0 +1,1 @@
+python sa_convergence.py
