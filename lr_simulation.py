@@ -317,6 +317,8 @@ def main() -> int:
         name = parser.changed(args, ignore=("out", "resume", "save_every")) or "default"
         run = Run("lr_simulation", name, vars(args))
     if args.resume and run.finished:
+        if not (run.folder / "figures" / "lr_simulation.png").exists():
+            draw(run.folder)
         show(pd.read_csv(run.folder / "table.csv"))
         print(f"finished before: {run.folder}")
         return 0

@@ -127,6 +127,7 @@ def main() -> int:
         ignore = ("out", "resume", "save_every")
         run = Run("sa_convergence", parser.changed(args, ignore) or "default", vars(args))
     if args.resume and run.finished:
+        draw(run.folder)
         print((run.folder / "summary.json").read_text() + f"finished before: {run.folder}")
         return 0
     model, rows, errors = Conjugate(args.seed), [], {}

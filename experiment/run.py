@@ -112,6 +112,8 @@ class Run:
         self._saved = self._began = time.monotonic()
         self._seconds_before = 0.0
         self._compare_with_earlier()
+        if settings["resume"] and self.finished:
+            return  # the records stay those of the command and the machine that made the numbers
         try:
             (self.folder / "figures").mkdir(parents=True, exist_ok=True)
             if not settings["resume"]:
