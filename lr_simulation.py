@@ -195,7 +195,7 @@ def parse(argv: list[str] | None = None):
     options.add_prior_options(parser, v1=10.0, a=1.0, b=None, sd=[1.0, 2.0])
     options.add_adaptation_options(parser, dc=1000.0, da=100.0, dalpha=0.7)
     parser.add_argument("-n", type=options.count, default=100, help="observations")
-    parser.add_argument("-p", type=options.count, default=1000, help="coefficients")
+    parser.add_argument("-p", type=options.at_least_three, default=1000, help="coefficients")
     parser.add_argument("-corr", type=options.correlation, default=0.6, help="correlation of neighbouring columns")
     parser.add_argument("-lr", type=options.positive, default=0.001, help="step size, eps_k = lr k^-decay")
     parser.add_argument("-decay", type=options.non_negative, default=1 / 3, help="decay exponent of the step size")
@@ -336,9 +336,11 @@ def main() -> int:
     if args.save_draws:
         save_draws(simulation, run)
     diverged = [row for row in diagnostics if "diverged_at" in row]
-    shares = pd.DataFrame(diagnostics).groupby(["method", "v0", "sd"], sort=False)
+    found = [f"found_beta{j}" for j in (1, 2, 3)]
+    by = ["method", "v0", "sd"]
+    shares = pd.DataFrame(diagnostics).reindex(columns=[*by, *found]).groupby(by, sort=False)
     summary = {
-        "found": shares[["found_beta1", "found_beta2", "found_beta3"]].mean().reset_index().to_dict("records"),
+        "found": shares[found].mean().reset_index().to_dict("records"),
         "differences": differences(table).to_dict("records"),
         "cells": diagnostics,
         "diverged": len(diverged),

@@ -130,6 +130,7 @@ def main() -> int:
         draw(run.folder)
         print((run.folder / "summary.json").read_text() + f"finished before: {run.folder}")
         return 0
+    torch.set_num_threads(1)  # tensors this small gain nothing from a second thread
     model, rows, errors = Conjugate(args.seed), [], {}
     if args.resume and (saved := run.load()):
         errors, _, rows = saved

@@ -119,7 +119,8 @@ class Regression:
         self.sampler = SGHMC(
             self.net.parameters(), lr=self.lr, momentum=args.momentum, invT=self.invT * self.anneal, noise=self.noise
         )
-        self.pruner = MagnitudePruner(layers, total, args.sparse, args.cut, args.gap, chain_dims=2)
+        with options.about("-sparse"):
+            self.pruner = MagnitudePruner(layers, total, args.sparse, args.cut, args.gap, chain_dims=2)
         self.permanent = Mask.dense(layers, total, chain_dims=2)
         self.predictive = GaussianMixturePredictive(self.y_test[:, None], (*self.shape, self.y_test.shape[1]))
         self.finite = torch.zeros(self.shape, dtype=torch.int64)  # iterations before the first non-finite one
@@ -163,6 +164,9 @@ class Regression:
         Returns one metrics row per cell, means over the splits whose chain is finite.
         """
         prediction, rmse = self.predict()
+        self.finite -= (
+            self.alive() & ~rmse.isfinite()
+        ).long()  # the potential before a step does not see what the step does
         if epoch > self.args.burn and (epoch - self.args.burn) % self.args.thin == 0:
             residual = self.y[:, None] - self.net(self.x)
             self.predictive.update(prediction, residual.square().mean(-1))
@@ -187,6 +191,16 @@ class Regression:
     def alive(self) -> Tensor:
         """Chains that have been finite in every iteration so far, (group, cell)."""
         return self.finite == self.prior.k
+
+    def divergence(self) -> str:
+        """What happened to diverged chains and what helps; '' where all are finite."""
+        gone = ~self.alive()
+        if not gone.any():
+            return ""
+        return (
+            f"{int(gone.sum())} of {gone.numel()} chains of {self.name}, the first at iteration "
+            f"{int(self.finite[gone].min()) + 1}; use a smaller step: -lr {min(self.lr / 10, SETTINGS[self.name].lr):g}"
+        )
 
     def sparsity(self) -> Tensor:
         """Zeros / all parameters of a network, (group, cell)."""
@@ -271,8 +285,8 @@ def parse(argv: list[str] | None = None):
     return parser, args
 
 
-def train(regression: Regression, run: Run) -> pd.DataFrame:
-    """All epochs, from the checkpoint if there is one; the table's rows."""
+def train(regression: Regression, run: Run) -> None:
+    """All epochs, from the checkpoint if there is one."""
     args, metrics, done = regression.args, [], 0
     if args.resume and (saved := run.load()):
         tensors, state, metrics = saved
@@ -283,19 +297,14 @@ def train(regression: Regression, run: Run) -> pd.DataFrame:
         regression.epoch()
         done += 1
         rows = regression.evaluate(done)
-        if not rows:
-            bar.close()
-            raise Diverged(
-                f"{regression.name}: all chains are non-finite from iteration {int(regression.finite.max()) + 1} on; "
-                f"use a smaller step: -lr {min(regression.lr / 10, SETTINGS[regression.name].lr):g}"
-            )
+        if not rows:  # every chain has diverged: stop, and keep the last good checkpoint
+            break
         metrics += rows
         bar.set_postfix_str(" ".join(f"{row['method']} {row['rmse']:.3f}" for row in rows) + " (RMSE)", refresh=False)
         bar.update()
         if run.due() or done == args.sn:
             run.save(regression.state_dict(), {"done": done}, metrics)
     bar.close()
-    return regression.table()
 
 
 def show(table: pd.DataFrame) -> None:
@@ -339,27 +348,33 @@ def main() -> int:
     ignore = ("out", "resume", "save_every", "data_dir", "data", "c", "seed", "seeds", "table")
     stem = "table" if args.table else f"{args.data}_{args.c}"
     folder = "_".join(filter(None, [f"{stem}_seed{args.seed}", f"seeds{args.seeds}", parser.changed(args, ignore)]))
-    with parser.checked("-momentum"):
-        check_sghmc(args.lr or max(SETTINGS[name].lr for name in names), args.momentum)
     with parser.checked():
+        with options.about("-momentum"):
+            check_sghmc(args.lr or max(SETTINGS[name].lr for name in names), args.momentum)
         splits = {}
         for name in names:
             x, y = uci.load(name, args.data_dir)
-            splits[name] = [uci.split(x, y, args.seed + s, args.val) for s in range(args.seeds)]
-            Regression(args, name, cells, splits[name])  # raises what is wrong before anything is written
+            with options.about(f"-val {args.val}"):
+                splits[name] = [uci.split(x, y, args.seed + s, args.val) for s in range(args.seeds)]
+        regressions = [Regression(args, name, cells, splits[name]) for name in names]
         run = Run("uci_run", folder, vars(args))
         parts = {name: run.part(name) for name in names} if args.table else {names[0]: run}
     if args.resume and run.finished:
         show(pd.read_csv(run.folder / "table.csv"))
         print(f"finished before: {run.folder}")
         return 0
-    tables = [train(Regression(args, name, cells, splits[name]), parts[name]) for name in names]
-    table = pd.concat(tables, ignore_index=True)
+    torch.set_num_threads(1)  # tensors this small gain nothing from a second thread and lose much on a busy machine
+    for regression in regressions:
+        train(regression, parts[regression.name])
+    diverged = "; ".join(filter(None, (regression.divergence() for regression in regressions)))
+    if not any(regression.alive().any() for regression in regressions):
+        raise Diverged(diverged)
+    table = pd.concat([regression.table() for regression in regressions], ignore_index=True)
     run.finish(table, summarise(table, run, args))
     show(table)
     print(f"results: {run.folder}")
-    if diverged := int(table["rmse"].isna().sum()):
-        raise Diverged(f"{diverged} of {len(table)} chains; their numbers are left empty; use a smaller -lr")
+    if diverged:
+        raise Diverged(diverged)
     return 0
 
 

@@ -6,11 +6,13 @@ address, verified by SHA-256 and moved into place whole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,12 +66,14 @@ def locate(remote: RemoteFile, data_dir: str | None = None) -> Path:
                 f"{remote.url} gave a truncated or altered {path.name} "
                 f"(SHA-256 {found[:12]}..., expected {remote.sha256[:12]}...); nothing was kept"
             )
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.part")
             shutil.copyfile(file, partial)
             os.replace(partial, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise DataError(f"cannot write the data folder {path.parent}: {error.strerror}") from error
     return path
 
@@ -91,6 +95,6 @@ def _download(remote: RemoteFile, folder: str, path: Path) -> Path:
             f"{path.name} is not in the data folder and {remote.url} cannot be reached "
             f"({type(error).__name__}); put the file at {path}"
         ) from error
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise DataError(f"{remote.url} gave a truncated or altered archive; nothing was kept") from error
     return file

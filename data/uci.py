@@ -111,7 +111,7 @@ def _read(path: Path, source: Source) -> pd.DataFrame:
     try:
         if source.read:
             return pd.read_csv(path, **source.read)
-        return pd.read_excel(path).dropna(how="all", axis=1)
+        return pd.read_excel(path, engine="calamine").dropna(how="all", axis=1)
     except Exception as error:  # the spreadsheet readers raise their own kinds for damaged files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path} cannot be read as a table: {reason}") from error

@@ -7,8 +7,9 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from .run import Diverged
+from .run import Diverged, RunError
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,13 +23,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
+    def _get_option_tuples(self, option_string: str) -> list:
+        """No abbreviations: allow_abbrev=False alone leaves them to flags with one dash, -n 100 for -nu."""
+        return []
+
     @contextlib.contextmanager
-    def checked(self, argument: str = ""):
-        """A ValueError while settings and data are checked becomes a one-line error about `argument`."""
+    def checked(self):
+        """A ValueError while settings and data are checked becomes a one-line error."""
         try:
             yield
         except ValueError as error:
-            self.error(f"argument {argument}: {error}" if argument else str(error))
+            self.error(str(error))
 
     def changed(self, args: argparse.Namespace, ignore: tuple[str, ...]) -> str:
         """The flags that differ from their defaults, as part of a folder name: v0-0.1_seeds-3."""
@@ -40,13 +45,23 @@ class Parser(argparse.ArgumentParser):
         return "_".join(parts)
 
 
+@contextlib.contextmanager
+def about(argument: str):
+    """A ValueError becomes one that names the argument."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"argument {argument}: {error}") from error
+
+
 def _number(kind: Callable, rule: Callable[[float], bool], allowed: str) -> Callable[[str], float]:
     def parse(text: str):
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and rule(value)):
+            allowed_value = math.isfinite(value) and rule(value)
+        except (ValueError, OverflowError):
+            allowed_value = False
+        if not allowed_value:
             raise argparse.ArgumentTypeError(f"must be {allowed}, not '{text}'")
         return value
 
@@ -58,17 +73,20 @@ non_negative = _number(float, lambda x: x >= 0, "a number >= 0")
 at_least_one = _number(float, lambda x: x >= 1, "a number >= 1")
 unit = _number(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
 fraction = _number(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
+exponent = _number(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
 open_unit = _number(float, lambda x: 0 < x < 1, "a number in (0, 1)")
 correlation = _number(float, lambda x: -1 < x < 1, "a number in (-1, 1)")
+at_least_three = _number(int, lambda x: x >= 3, "a whole number >= 3")
 count = _number(int, lambda x: x >= 1, "a whole number >= 1")
 whole = _number(int, lambda x: x >= 0, "a whole number >= 0")
+seed = _number(int, lambda x: 0 <= x < 2**32, "a whole number in [0, 2^32)")
 switch = _number(int, lambda x: x in (0, 1), "0 or 1")
 
 
 def add_run_options(parser: Parser, several_seeds: bool = True) -> None:
     """-seed -seeds -out -resume -save_every."""
     group = parser.add_argument_group("run")
-    group.add_argument("-seed", type=whole, default=1, help="first seed")
+    group.add_argument("-seed", type=seed, default=1, help="first seed")
     if several_seeds:
         group.add_argument("-seeds", type=count, default=1, help="how many seeds, counted up from -seed")
     group.add_argument("-out", default=None, help="run folder; by default named after the flags, under runs/")
@@ -94,16 +112,19 @@ def add_adaptation_options(parser: Parser, *, dc: float, da: float, dalpha: floa
     group = parser.add_argument_group("stochastic approximation, omega_k = dc / (da + k)^dalpha")
     group.add_argument("-dc", type=positive, default=dc, help="numerator of omega_k")
     group.add_argument("-da", type=non_negative, default=da, help="delay of omega_k, in iterations")
-    group.add_argument("-dalpha", type=positive, default=dalpha, help="decay exponent of omega_k, at most 1")
+    group.add_argument("-dalpha", type=exponent, default=dalpha, help="decay exponent of omega_k")
 
 
 def run_script(main: Callable[[], int]) -> None:
     """Run a script's main and exit: 0 done, 2 bad input, 3 diverged, 130 interrupted."""
     try:
         sys.exit(main())
+    except RunError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except Diverged as error:
         print(f"diverged: {error}", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:
-        print("interrupted; the same command with -resume 1 continues from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; the same command with -resume 1 continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)

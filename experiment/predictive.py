@@ -42,7 +42,7 @@ class GaussianMixturePredictive:
 
     def nll(self) -> Tensor:
         """Mean negative log density of the targets, (*chains), in nats per point."""
-        return (math.log(self.samples) - self.log_sum_density).mean(-1)
+        return (math.log(max(self.samples, 1)) - self.log_sum_density).mean(-1)
 
     def coverage(self, level: float = 0.95) -> Tensor:
         """Share of targets inside the central interval of the mixture, (*chains), in 0..1."""

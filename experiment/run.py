@@ -129,6 +129,8 @@ class Run:
     def _compare_with_earlier(self) -> None:
         try:
             earlier = json.loads((self.folder / "args.json").read_text())
+            if not isinstance(earlier, dict):
+                raise ValueError("no flags")
         except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, ValueError) as error:
@@ -159,16 +161,14 @@ class Run:
         return time.monotonic() - self._saved >= self.save_every
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping, metrics: list[dict]) -> None:
-        """Write metrics.csv and the checkpoint; `state` is whatever JSON can hold.
-
-        Metrics go first: a kill in between leaves rows too many, which `load` drops, never too few.
-        """
-        write_csv(self.folder / "metrics.csv", pd.DataFrame(metrics))
-        header = {"state": json.dumps({**state, "rows": len(metrics), "seconds": self.seconds})}
+        """Write the checkpoint, and metrics.csv from its rows; `state` and `metrics` hold what JSON can."""
+        header = {"state": json.dumps({**state, "metrics": metrics, "seconds": self.seconds})}
         tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         replace_file(
             self.folder / "checkpoint.safetensors", lambda temporary: save_file(tensors, temporary, metadata=header)
         )
+        if metrics:
+            write_csv(self.folder / "metrics.csv", pd.DataFrame(metrics))
         self._saved = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict, list[dict]] | None:
@@ -184,15 +184,12 @@ class Run:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            metrics = pd.read_csv(self.folder / "metrics.csv", float_precision="round_trip").to_dict("records")[
-                : state["rows"]
-            ]
+            metrics, self._seconds_before = state["metrics"], state["seconds"]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"the checkpoint in {self.folder} is damaged ({error}); start again without -resume"
             ) from error
-        self._seconds_before = state["seconds"]
-        return tensors, state, metrics.to_dict("records")
+        return tensors, state, metrics
 
     def finish(self, table: pd.DataFrame, summary: Mapping) -> None:
         """Write table.csv and, last, summary.json."""

@@ -140,7 +140,7 @@ def damage(path: Path, how: str) -> None:
         save_file({"x": torch.ones(3)}, path)
     elif how == "state is no JSON":
         save_file({"x": torch.ones(3)}, path, metadata={"state": "{"})
-    elif how == "state without rows":
+    elif how == "state without metrics":
         save_file({"x": torch.ones(3)}, path, metadata={"state": "{}"})
     elif how == "pickle":
         path.write_bytes(pickle.dumps(Bomb(path.with_name("executed"))))
@@ -152,7 +152,7 @@ def damage(path: Path, how: str) -> None:
     "how",
     [
         "truncated", "header cut", "empty", "noise", "header length", "no state", "state is no JSON",
-        "state without rows", "pickle", "torch.save",
+        "state without metrics", "pickle", "torch.save",
     ],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_an_error_and_never_executed(tmp_path, how):
@@ -166,11 +166,14 @@ def test_a_damaged_checkpoint_is_an_error_and_never_executed(tmp_path, how):
     assert not (tmp_path / "executed").exists()
 
 
-def test_lost_metrics_are_an_error(tmp_path):
-    opened(tmp_path).save({"x": torch.ones(3)}, {"done": 1}, [{"epoch": 1}])
+def test_lost_metrics_come_back_with_the_checkpoint(tmp_path):
+    rows = [{"epoch": 1, "rmse": 0.1}, {"epoch": 2, "rmse": float("nan")}]
+    opened(tmp_path).save({}, {}, rows)
+    before = (tmp_path / "metrics.csv").read_bytes()
     (tmp_path / "metrics.csv").unlink()
-    with pytest.raises(RunError, match="damaged"):
-        opened(tmp_path, resume=1).load()
+    run = opened(tmp_path, resume=1)
+    run.save({}, {}, run.load()[2])
+    assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(
