@@ -323,7 +323,7 @@ def test_when_every_chain_diverges_the_run_stops(script, tmp_path):
     last = result.stderr.splitlines()[-1]
     assert (
         last.startswith("diverged: 1 of 1 chains of diabetes")
-        and "iteration 3 " in last
+        and "iteration 3;" in last
         and "smaller step: -lr " in last
     )
     assert float(last.split()[-1]) < 1e-2
