@@ -130,10 +130,10 @@ class Regression:
         """Algorithm 1 over one pass through the training data of every split."""
         args, net, prior = self.args, self.net, self.prior
         order = torch.stack([torch.randperm(self.observations, generator=g) for g in self.order])  # (group, rows)
-        batches = order[:, : self.batches * args.train].split(args.train, dim=1)
-        for i, rows in enumerate(batches):
-            x = self.x.gather(1, rows[..., None].expand(-1, -1, self.x.shape[-1]))  # (group, batch, features)
-            y = self.y.gather(1, rows)[:, None]  # (group, 1, batch)
+        epoch_x = self.x.gather(1, order[..., None].expand_as(self.x)).split(args.train, dim=1)
+        epoch_y = self.y.gather(1, order)[:, None].split(args.train, dim=-1)
+        for i in range(self.batches):
+            x, y = epoch_x[i], epoch_y[i]  # (group, batch, features), (group, 1, batch)
             net.zero_grad()
             potential = self.observations / args.train * (y - net(x)).square().sum(-1)  # (group, cell)
             potential.sum().backward()

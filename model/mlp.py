@@ -39,7 +39,8 @@ class ChainMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (group, rows, features) -> (group, cell, rows)."""
-        hidden = torch.relu(torch.matmul(x[:, None], self.weight1) + self.bias1)  # (group, cell, rows, hidden)
+        # in place: a fresh tensor of this size costs more than the arithmetic on it
+        hidden = torch.matmul(x[:, None], self.weight1).add_(self.bias1).relu_()  # (group, cell, rows, hidden)
         return (torch.matmul(hidden, self.weight2) + self.bias2).squeeze(-1)
 
     def parameters_per_chain(self) -> int:
