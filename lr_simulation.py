@@ -328,7 +328,7 @@ def main() -> int:
         exists = args.resume and path.exists()
         simulation.draws = np.lib.format.open_memmap(path, "r+" if exists else "w+", np.float32, shape)
     torch.set_grad_enabled(False)
-    torch.set_flush_denormal(True)  # rho falls below 1e-38 all the time; denormals cost a third of the speed
+    torch.set_flush_denormal(True)  # kappa_0 of a selected coefficient falls below 1e-38; denormals are slow
     sample(simulation, run)
 
     table, diagnostics, tensors = results(simulation, data)
