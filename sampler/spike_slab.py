@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 Latent = float | Tensor
-DELTA_FLOOR = 1e-30
 
 
 def per_chain(latent: Latent, beta: Tensor) -> Latent:
@@ -41,12 +40,10 @@ def inclusion_log_odds(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigm
     Laplace(beta; 0, sigma v0) (1 - delta).
 
     Works on log densities, because the densities underflow to 0/0 in float32 for ordinary
-    weights. sigma cancels between the two normalising constants. A delta below 1e-30 counts as 1e-30:
-    an exact zero would be absorbing (rho = 0 for good), and still smaller rho would be denormal
-    numbers, which threads and processors do not all treat alike.
+    weights. sigma cancels between the two normalising constants.
     """
     size = beta.abs()
-    constant = delta.clamp(min=DELTA_FLOOR).logit() + (v0 * (2 / (math.pi * v1)) ** 0.5).log()
+    constant = delta.logit() + (v0 * (2 / (math.pi * v1)) ** 0.5).log()
     return constant + size * ((sigma * v0).reciprocal() - 0.5 / (v1 * sigma * sigma) * size)
 
 
