@@ -32,8 +32,8 @@ results: $(RUN)
 	cp runs/lr_simulation/default/figures/lr_simulation.png figures/
 	$(VENV)/bin/python lr_simulation.py -seeds 10 -resume 1
 	$(call keep,runs/lr_simulation/seeds-10,table1)
-	$(VENV)/bin/python lr_simulation.py -c sa -seeds 10 -dc 10 -da 1000 -resume 1
-	$(call keep,runs/lr_simulation/c-sa_dc-10.0_da-1000.0_seeds-10,table1_decreasing_omega)
+	$(VENV)/bin/python lr_simulation.py -seeds 10 -dc 10 -da 1000 -resume 1
+	$(call keep,runs/lr_simulation/dc-10.0_da-1000.0_seeds-10,table1_decreasing_omega)
 	$(VENV)/bin/python uci_run.py -table 1 -resume 1
 	$(call keep,runs/uci_run/table_seed1_seeds20,uci)
 	$(VENV)/bin/python uci_run.py -data boston -c all -seeds 100 -resume 1
