@@ -7,6 +7,7 @@ address, verified by SHA-256 and moved into place whole.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import shutil
 import sys
@@ -27,8 +28,9 @@ class DataError(ValueError):
 class RemoteFile:
     """One file of a data set.
 
-    path: place inside the data folder.  url: public address.  sha256: of the file itself.
-    member: name inside the archive, where the address is a zip file.
+    path: place inside the data folder.  url: public address; what ends in .gz where the path does
+    not is unpacked.  sha256: of the file itself.  member: name inside the archive, where the address
+    is a zip file.
     """
 
     path: str
@@ -90,11 +92,15 @@ def _download(remote: RemoteFile, folder: str, path: Path) -> Path:
         if remote.member is not None:
             with zipfile.ZipFile(file) as archive:
                 file = Path(archive.extract(remote.member, folder))
+        elif remote.url.endswith(".gz") and not remote.path.endswith(".gz"):
+            packed, file = file, Path(folder) / "unpacked"
+            with gzip.open(packed) as source, file.open("wb") as target:
+                shutil.copyfileobj(source, target)
     except requests.exceptions.RequestException as error:
         raise DataError(
             f"{path.name} is not in the data folder and {remote.url} cannot be reached "
             f"({type(error).__name__}); put the file at {path}"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, KeyError) as error:
         raise DataError(f"{remote.url} gave a truncated or altered archive; nothing was kept") from error
     return file

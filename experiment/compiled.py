@@ -30,9 +30,7 @@ class Step:
             result = self._call(*args)
         except RuntimeError as error:  # the base of all that the compiler stack raises
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            print(
-                f"\nnote: torch.compile failed ({reason}); the eager step runs, about 4 times slower", file=sys.stderr
-            )
+            print(f"\nnote: torch.compile failed ({reason}); the eager step runs, more slowly", file=sys.stderr)
             self.compiled, self._call = False, self.eager
             result = self.eager(*args)
         self._proved = True

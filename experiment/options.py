@@ -94,14 +94,24 @@ def add_run_options(parser: Parser, several_seeds: bool = True) -> None:
     group.add_argument("-save_every", type=non_negative, default=10.0, help="seconds between checkpoints")
 
 
-def add_prior_options(parser: Parser, *, v1: float, a: float, b: float | None, sd) -> argparse._ArgumentGroup:
+def add_device_options(parser: Parser) -> None:
+    """-device -amp -compile."""
+    group = parser.add_argument_group("device")
+    group.add_argument("-device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    group.add_argument("-amp", type=switch, default=0, help="1: bfloat16 autocast of the network")
+    group.add_argument("-compile", type=switch, default=0, help="1: torch.compile of the network in training")
+
+
+def add_prior_options(
+    parser: Parser, *, v1: float, a: float | None, b: float | None, sd, nu: float = 1.0, lamda: float = 1.0
+) -> argparse._ArgumentGroup:
     """-v1 -a -b -nu -lamda -sd: what the SSGL prior is the same for all scripts."""
     group = parser.add_argument_group("spike-and-slab prior")
     group.add_argument("-v1", type=positive, default=v1, help="variance of the slab, in units of sigma^2")
     group.add_argument("-a", type=at_least_one, default=a, help="Beta(a, b) prior of the inclusion rate delta")
     group.add_argument("-b", type=at_least_one, default=b, help="Beta(a, b) prior of the inclusion rate delta")
-    group.add_argument("-nu", type=positive, default=1.0, help="sigma^2 ~ InvGamma(nu/2, nu lamda/2)")
-    group.add_argument("-lamda", type=positive, default=1.0, help="sigma^2 ~ InvGamma(nu/2, nu lamda/2)")
+    group.add_argument("-nu", type=positive, default=nu, help="sigma^2 ~ InvGamma(nu/2, nu lamda/2)")
+    group.add_argument("-lamda", type=positive, default=lamda, help="sigma^2 ~ InvGamma(nu/2, nu lamda/2)")
     many = {"nargs": "+"} if isinstance(sd, list) else {}
     group.add_argument("-sd", type=positive, default=sd, help="sigma_0, initial value of sigma", **many)
     return group

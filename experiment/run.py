@@ -30,7 +30,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FILES = ("summary.json", "checkpoint.safetensors", "table.csv", "metrics.csv")  # removed in this order
-NOT_IDENTITY = {"out", "resume", "save_every", "data_dir"}  # flags that do not change the numbers
+# flags that do not change the numbers of the run, or ask for what follows it
+NOT_IDENTITY = {
+    *("out", "resume", "save_every", "data_dir", "workers", "device", "tensorboard"),
+    *("evaluate", "attack", "attack_images", "pgd_images", "pgd_steps", "ood"),
+}
 
 
 class Diverged(RuntimeError):

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 
-def stream(seed: int, purpose: str, replicate: int = 0) -> torch.Generator:
-    """An independent CPU generator for one purpose ("noise", "init", ...) of one seed.
+def stream(seed: int, purpose: str, replicate: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """An independent generator of the device for one purpose ("noise", "init", ...) of one seed.
 
     Streams with different arguments are hashed apart (numpy's SeedSequence), so that drawing more
     numbers for one purpose never shifts the numbers of another.
     """
     key = np.random.SeedSequence([seed, int.from_bytes(purpose.encode(), "little"), replicate])
-    return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
 
 
 def generator_states(generators: Sequence[torch.Generator]) -> Tensor:

@@ -44,12 +44,14 @@ def inclusion_log_odds(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigm
     """
     size = beta.abs()
     constant = delta.logit() + (v0 * (2 / (math.pi * v1)) ** 0.5).log()
-    return constant + size * ((sigma * v0).reciprocal() - 0.5 / (v1 * sigma * sigma) * size)
+    # in place: on large layers a fresh tensor costs more than the arithmetic on it
+    slope = (size * (-0.5 / (v1 * sigma * sigma))).add_((sigma * v0).reciprocal())
+    return slope.mul_(size).add_(constant)
 
 
 def inclusion_probability(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, sigma: Latent = 1.0) -> Tensor:
     """Eq. (5): rho~ = P(gamma = 1 | beta, delta) = A / (A + B), shape of beta, in [0, 1]."""
-    return torch.sigmoid(inclusion_log_odds(beta, delta, v0, v1, sigma))
+    return inclusion_log_odds(beta, delta, v0, v1, sigma).sigmoid_()
 
 
 def penalties(rho: Tensor, v0: Latent, v1: Latent) -> tuple[Tensor, Tensor]:
@@ -66,7 +68,8 @@ def inclusion_rate(rho: Tensor, a: float, b: float, chain_dims: int = 0) -> Tens
 def penalty_sums(beta: Tensor, kappa0: Tensor, kappa1: Tensor, chain_dims: int = 0) -> tuple[Tensor, Tensor]:
     """sum |kappa0 beta| and sum kappa1 beta^2 of one layer."""
     size = beta.abs()
-    return layer_sum(kappa0 * size, chain_dims), layer_sum(kappa1 * size * size, chain_dims)
+    l1 = layer_sum(kappa0 * size, chain_dims)
+    return l1, layer_sum(size.square_().mul_(kappa1), chain_dims)
 
 
 def sigma_root(quadratic: float, linear: Tensor, constant: Tensor) -> Tensor:
@@ -187,10 +190,10 @@ class SSGLPrior:
         l1, l2 = torch.zeros_like(self.sigma2), torch.zeros_like(self.sigma2)
         for i, w in enumerate(self.layers):
             v0, v1, omega = (per_chain(x, w) for x in (self.v0, self.v1, chain_omega))
-            self.rho[i] = average(self.rho[i], inclusion_probability(w, self.delta[i], v0, v1), omega)
+            self.rho[i].lerp_(inclusion_probability(w, self.delta[i], v0, v1), omega)
             kappa0, kappa1 = penalties(self.rho[i], v0, v1)
-            self.kappa0[i] = average(self.kappa0[i], kappa0, omega)
-            self.kappa1[i] = average(self.kappa1[i], kappa1, omega)
+            self.kappa0[i].lerp_(kappa0, omega)
+            self.kappa1[i].lerp_(kappa1, omega)
             if not self.fix_scale:
                 self.delta[i] = average(self.delta[i], inclusion_rate(self.rho[i], self.a, self.b, dims), omega)
                 layer_l1, layer_l2 = penalty_sums(w, self.kappa0[i], self.kappa1[i], dims)
@@ -202,6 +205,15 @@ class SSGLPrior:
         else:
             sigma = sigma_regression(l1, l2, residual, self.observations, self.weights, self.nu, self.lamda)
         self.sigma2 = average(self.sigma2, sigma * sigma, chain_omega)
+
+    def summary(self, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> dict[str, float]:
+        """Quantiles of rho, kappa0, kappa1 over all sparse layers, mean delta, sigma; of a single chain."""
+        row = {}
+        for name in ("rho", "kappa0", "kappa1"):
+            values = torch.cat([x.flatten() for x in getattr(self, name)])
+            for level in levels:
+                row[f"{name}_q{round(100 * level):02d}"] = float(values.kthvalue(1 + int(level * (len(values) - 1)))[0])
+        return row | {"delta": float(torch.stack(self.delta).mean()), "sigma": float(self.sigma2.sqrt())}
 
     def state_dict(self) -> dict[str, Tensor]:
         """All latent variables and the iteration, as a flat dict of tensors."""

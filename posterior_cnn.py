@@ -1,0 +1,323 @@
+"""MNIST and Fashion-MNIST: posterior averages, calibration, adversarial images (Deng et al., NeurIPS 2019).
+
+    python posterior_cnn.py -data mnist -c sa
+    python posterior_cnn.py -data fmnist -c sa -aug 1 -device cuda
+    python posterior_cnn.py -data mnist -c sa -seeds 3 -attack 1 -ood fmnist
+
+SGHMC with the adaptive spike-and-slab prior on the first fully connected layer (-c sa, em), with
+weight decay only (sghmc), or the Adam baselines (vanilla, dropout). After -burn epochs every -thin-th
+iterate is a sample of the posterior average.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from data import images
+from data.augment import RAW, RECIPES, Recipe
+from data.images import ImageData
+from experiment import device, options, report
+from experiment.assessment import SAMPLES, attack, load_members, out_of_distribution
+from experiment.board import Board
+from experiment.classifier import AVERAGED, METRICS, Classifier
+from experiment.run import Diverged, Run, replace_file
+from experiment.training import train
+from model.model_zoo_mnist import MODELS
+from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
+from sampler.noise import stream
+from sampler.schedules import RobbinsMonro, adaptation, annealed
+from sampler.sgmcmc import check_sghmc
+
+BAYESIAN = ("sa", "em", "sghmc")
+METHODS = (*BAYESIAN, "vanilla", "dropout")
+EPOCHS = {("mnist", 1): 200, ("fmnist", 1): 1000}  # published; 200 elsewhere is ours
+INV_T = {"mnist": 1000.0, "fmnist": 2500.0}  # published; 1000 elsewhere is ours
+AFTERWARDS = (
+    "evaluate",
+    "attack",
+    "attack_images",
+    "pgd_images",
+    "pgd_steps",
+    "ood",
+)  # flags of what follows the training
+ELSEWHERE = (*AFTERWARDS, "device", "data_dir", "workers")  # flags that a saved run does not decide
+
+
+def recipe(args: Namespace) -> Recipe:
+    """Augmented and normalised images with -aug 1, raw pixels in [0, 1] without."""
+    return RECIPES[args.data] if args.aug else RAW
+
+
+def network(args: Namespace, data: ImageData) -> nn.Module:
+    """The network of the flags, on the device."""
+    net = MODELS[args.model](data.shape, len(data.classes), dropout=0.5 if args.c == "dropout" else 0.0)
+    return net.to(device.resolve(args.device), memory_format=torch.channels_last)
+
+
+def ssgl_prior(args: Namespace, sparse: list[Tensor], rest: list[Tensor], observations: int) -> SSGLPrior:
+    """SSGL on the sparse layers, N(0, 1/(wdecay N)) on the rest; -c sghmc has the latter on both."""
+    weights, precision = sum(w.numel() for w in sparse), args.wdecay * observations
+    plain = args.c == "sghmc"  # the SSGL form with kappa0 = 0, kappa1 = precision, sigma = 1, and omega = 0
+    return SSGLPrior(
+        sparse,
+        v0=args.v0,
+        v1=args.v1,
+        a=args.a or weights,
+        b=args.b or weights,
+        nu=args.nu,
+        lamda=args.lamda,
+        omega=adaptation(args.c, RobbinsMonro(args.dc, args.da, args.dalpha)),
+        sigma=1.0 if plain else args.sd,
+        kappa0=0.0 if plain else args.wdecay,
+        kappa1=precision if plain else args.wdecay,
+        fix_scale=bool(args.fix_scale),
+        gaussian=rest,
+        precision=precision,
+    )
+
+
+class Chain(Classifier):
+    """One network of one seed."""
+
+    def __init__(self, args: Namespace, data: ImageData, seed: int, folder: Path | None = None):
+        self.args = args
+        torch.manual_seed(stream(seed, "init").initial_seed())  # initial weights, then dropout
+        net, observations = network(args, data), len(data.train)
+        params = dict(net.named_parameters())
+        sparse = [params[name] for name in net.sparse_layers]
+        rest = [p for name, p in params.items() if name not in net.sparse_layers]
+        total = sum(p.numel() for p in params.values())
+        generators = {"order": stream(seed, "order")}
+        generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
+        if args.c in BAYESIAN:
+            lr = args.lr or 0.03 / observations
+            with options.about("-momentum"):
+                check_sghmc(lr, args.momentum)
+            noise = FlatNoise(generators["noise"])
+            sampler = SGHMC(params.values(), lr=lr, momentum=args.momentum, invT=args.invT, noise=noise)
+        else:
+            sampler = torch.optim.Adam(params.values(), lr=args.lr or 1e-3)  # blind to the potential's scale
+        with options.about("-sparse"):
+            pruner = MagnitudePruner(sparse, total, args.sparse if args.prune else 0.0, args.cut, args.gap)
+        super().__init__(
+            f"{args.data} {args.c} seed {seed}",
+            data,
+            net,
+            recipe(args),
+            sampler,
+            ssgl_prior(args, sparse, rest, observations) if args.c in BAYESIAN else None,
+            pruner,
+            generators,
+            amp=bool(args.amp),
+            compiled=bool(args.compile),
+            test_batch=args.test,
+            samples=folder / SAMPLES if folder and args.save_samples else None,
+            board=Board(folder if args.tensorboard else None),
+        )
+        self.batches = observations // args.train  # per epoch; the last partial batch is dropped
+
+    def epoch(self) -> None:
+        """Algorithm 1 over one pass through the training images."""
+        args, prior = self.args, self.prior
+        order = torch.randperm(self.observations, generator=self.generators["order"])[: self.batches * args.train]
+        if prior:
+            self.sampler.param_groups[0]["invT"] = annealed(args.invT, args.anneal, self.iterations // self.batches)
+        for x, y in self.data.train.batches(order, args.train):
+            self.net.train()
+            self.net.zero_grad()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                logits = self.forward(self.recipe.augment(x, self.generators["augment"]))
+            potential = self.observations * cross_entropy(logits, y)  # on the scale of the whole data set
+            potential.backward()
+            if prior:
+                prior.add_grad()
+            self.sampler.step()
+            if prior:
+                prior.update()
+            self.pruner.step()
+            self.iterations += 1
+            self.finite += potential.detach() < torch.inf
+            kept = self.iterations - args.burn * self.batches
+            if prior and kept > 0 and kept % args.thin == 0:
+                self.keep_sample()
+
+
+def parse(argv: list[str] | None = None):
+    parser = options.Parser(description="MNIST and Fashion-MNIST by SGHMC-SA, SGHMC-EM, SGHMC and Adam baselines.")
+    parser.add_argument("-data", choices=images.NAMES, default="mnist", help="data set")
+    parser.add_argument("-data_dir", default=None, help="data folder; default BSDL_DATA, else data/cache")
+    parser.add_argument("-size", type=options.count, default=None, help="-data folder: scale images to size x size")
+    parser.add_argument("-workers", type=options.whole, default=2, help="processes that read images from disk")
+    parser.add_argument("-model", choices=MODELS, default=None, help="network; default convnet, with -aug 1 convnet-bn")
+    parser.add_argument("-c", choices=METHODS, default="sa", help="method: omega_k of the sampler, or Adam")
+    parser.add_argument("-aug", type=options.switch, default=0, help="1: augmented, normalised training images")
+    parser.add_argument("-invT", type=options.positive, default=None, help="inverse temperature; default published")
+    parser.add_argument("-anneal", type=options.at_least_one, default=1.0, help="invT grows by it per epoch")
+    parser.add_argument("-lr", type=options.positive, default=None, help="step size; default 0.03/N, Adam 0.001")
+    parser.add_argument("-momentum", type=options.fraction, default=0.9, help="1 - friction")
+    parser.add_argument("-wdecay", type=options.non_negative, default=5e-4, help="Gaussian prior of precision wdecay N")
+    parser.add_argument("-sn", type=options.count, default=None, help="epochs; default 200, fmnist -aug 1: 1000")
+    parser.add_argument("-train", type=options.count, default=1000, help="minibatch size")
+    parser.add_argument("-test", type=options.count, default=1000, help="minibatch size of evaluations")
+    parser.add_argument("-burn", type=options.whole, default=None, help="epochs before the average; default sn // 2")
+    parser.add_argument("-thin", type=options.count, default=500, help="iterations between samples of the average")
+    parser.add_argument("-val", type=options.fraction, default=0.0, help="evaluate on this share of the training part")
+    prior = options.add_prior_options(parser, v1=0.1, a=None, b=None, sd=1.0, nu=1000.0, lamda=1000.0)
+    prior.add_argument("-v0", type=options.positive, default=1.0, help="scale of the spike")
+    prior.add_argument("-fix_scale", type=options.switch, default=0, help="1 keeps delta and sigma^2 fixed")
+    options.add_adaptation_options(parser, dc=1.0, da=1000.0, dalpha=0.75)
+    pruning = parser.add_argument_group("pruning")
+    pruning.add_argument("-prune", type=options.switch, default=0, help="1: magnitude pruning of the sparse layers")
+    pruning.add_argument("-sparse", type=options.fraction, default=0.5, help="target: zeros / all parameters")
+    pruning.add_argument("-cut", type=options.open_unit, default=0.99, help="s_k = S (1 - cut^(k/gap))")
+    pruning.add_argument("-gap", type=options.positive, default=50.0, help="s_k = S (1 - cut^(k/gap))")
+    after = parser.add_argument_group("after the training")
+    after.add_argument("-evaluate", default=None, metavar="DIR", help="do the following for the finished run DIR")
+    after.add_argument("-attack", type=options.switch, default=0, help="1: accuracy under FGSM and PGD")
+    after.add_argument("-attack_images", type=options.count, default=10000, help="FGSM: the first so many test images")
+    after.add_argument("-pgd_images", type=options.whole, default=1000, help="PGD: the first so many of these")
+    after.add_argument("-pgd_steps", type=options.count, default=20, help="gradient steps of PGD")
+    after.add_argument("-ood", choices=images.NAMES[:-1], default=None, help="data set to be told from -data")
+    options.add_device_options(parser)
+    options.add_run_options(parser)
+    run = parser.add_argument_group("what is kept")
+    run.add_argument("-save", type=options.switch, default=1, help="1: the last network, model.safetensors")
+    run.add_argument("-save_samples", type=options.switch, default=0, help="1: every sample of the posterior average")
+    run.add_argument("-tensorboard", type=options.switch, default=0, help="1: metrics for TensorBoard as well")
+    args = parser.parse_args(argv)
+    if args.evaluate:
+        args = saved_flags(parser, args)
+    published = {
+        "model": "convnet-bn" if args.aug else "convnet",
+        "sn": EPOCHS.get((args.data, args.aug), 200),
+        "invT": INV_T.get(args.data, 1000.0),
+    }
+    published["burn"] = (args.sn or published["sn"]) // 2
+    for name, value in published.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    parser.set_defaults(**published)
+    if (args.attack or args.ood) and not args.evaluate and args.c in BAYESIAN:
+        args.save_samples = 1  # the average cannot be attacked without its members
+    return parser, args
+
+
+def saved_flags(parser: options.Parser, args: Namespace) -> Namespace:
+    """The flags of the run args.evaluate, with those of the evaluation itself from the command line."""
+    folder = Path(args.evaluate)
+    try:
+        saved = json.loads((folder / "args.json").read_text())
+        if not saved.keys() <= vars(args).keys() or saved["c"] not in METHODS:
+            raise ValueError("flags of another script")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        parser.error(f"argument -evaluate: {folder} is not the folder of a run of posterior_cnn.py")
+    if not (folder / "summary.json").exists():
+        parser.error(f"argument -evaluate: the run in {folder} is not finished")
+    changed = {name: value for name, value in saved.items() if name not in ELSEWHERE}
+    return Namespace(**(vars(args) | changed | {"out": args.evaluate, "resume": 1}))
+
+
+def load_data(args: Namespace) -> tuple[ImageData, ImageData | None]:
+    """The data set, and that of -ood, on the device."""
+    where = device.resolve(args.device)
+    data = images.load(args.data, args.data_dir, args.size, workers=args.workers)
+    if args.val:
+        data = images.hold_out(data, args.val, args.seed)
+    if args.train > len(data.train):
+        raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
+    if not args.ood:
+        return data.to(where), None
+    outside = images.load(args.ood, args.data_dir)
+    if outside.shape != data.shape:
+        raise ValueError(f"argument -ood: {args.ood} has images {outside.shape}, not {data.shape} as {args.data}")
+    return data.to(where), outside.to(where)
+
+
+def fit(args: Namespace, data: ImageData, seed: int, run: Run) -> str:
+    """Train one seed, and write its results; returns '' or how it diverged."""
+    if args.resume and run.finished:
+        return ""
+    chain = Chain(args, data, seed, run.folder)
+    if not train(chain, run, args.sn, bool(args.resume)):
+        return chain.divergence()
+    files = {"predictions": chain.predictions()} | ({"model": chain.net.state_dict()} if args.save else {})
+    for name, tensors in files.items():
+        tensors = {key: x.cpu().contiguous() for key, x in tensors.items()}
+        replace_file(run.folder / f"{name}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
+    row = {"data": args.data, "aug": args.aug, "method": args.c, "seed": seed}
+    finish(pd.DataFrame([row | chain.result()]), args, run)
+    return ""
+
+
+def finish(table: pd.DataFrame, args: Namespace, run: Run) -> None:
+    """table.csv and summary.json: means over the seeds."""
+    means = table.drop(columns=["data", "aug", "method", "seed"]).astype(float).mean().to_dict()
+    on = "validation" if args.val else "test"
+    where = device.resolve(args.device)
+    where = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
+    summary = {"seeds": len(table), "evaluated_on": on, "device": where, "seconds": run.seconds}
+    run.finish(table, means | summary)
+
+
+def assess(args: Namespace, data: ImageData, outside: ImageData | None, seed: int, run: Run) -> None:
+    """-attack and -ood for one finished seed."""
+    members = load_members(run, network(args, data), recipe(args), averaged=args.c in BAYESIAN)
+    key = {"data": args.data, "aug": args.aug, "method": args.c, "seed": seed}
+    if args.attack:
+        attack(run, members, data, key, args.attack_images, args.pgd_images, args.pgd_steps)
+    if outside:
+        out_of_distribution(run, members, data, outside, key | {"ood": args.ood})
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print mean +- sd over seeds, and the published accuracy."""
+    by, metrics = ["data", "aug", "method"], [*METRICS, *AVERAGED, "sparsity"]
+    ours = report.over_seeds(table, by, metrics)
+    printed = report.formatted(ours, by, metrics, digits=4)
+    printed["published accuracy"] = report.beside(
+        ours, by, report.published("table2"), lambda row, _: f"{row.accuracy:.2f}"
+    )
+    print(printed.T.to_string(header=False))
+    print("mean +- sd over n seeds; of the last sample, and _averaged: of the posterior average; accuracy in percent")
+
+
+def main() -> int:
+    parser, args = parse()
+    device.prepare()
+    ignore = ("out", "resume", "save_every", "data", "data_dir", "workers", "c", "seed", "seeds", *AFTERWARDS)
+    stem = f"{args.data}_{args.c}_seed{args.seed}" + (f"_seeds{args.seeds}" if args.seeds > 1 else "")
+    with parser.checked():
+        data, outside = load_data(args)
+        Chain(args, data, args.seed)  # checks the settings before anything is written
+        if args.c in BAYESIAN and (args.sn - args.burn) * (len(data.train) // args.train) < args.thin:
+            raise ValueError(
+                f"argument -thin: no sample in {args.sn} epochs, {args.burn} of burn-in, thinned by {args.thin}"
+            )
+        run = Run("posterior_cnn", "_".join(filter(None, [stem, parser.changed(args, ignore)])), vars(args))
+    seeds = range(args.seed, args.seed + args.seeds)
+    runs = {seed: run.part(f"seed{seed}") if args.seeds > 1 else run for seed in seeds}
+    diverged = list(filter(None, [fit(args, data, seed, each) for seed, each in runs.items()]))
+    finished = {seed: each for seed, each in runs.items() if each.finished}
+    if finished:
+        table = pd.concat([pd.read_csv(each.folder / "table.csv") for each in finished.values()], ignore_index=True)
+        if not run.finished:
+            finish(table, args, run)
+        show(table)
+        for seed, each in finished.items() if args.attack or args.ood else ():
+            assess(args, data, outside, seed, each)
+        print(f"results: {run.folder}")
+    if diverged:
+        raise Diverged("; ".join(diverged))
+    return 0
+
+
+if __name__ == "__main__":
+    options.run_script(main)
