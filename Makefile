@@ -2,6 +2,7 @@
 # make test       set up .venv and run the whole test suite
 # make test-fast  the same without the tests that kill processes, compile or sample for long
 # make results    rerun what results/ and the committed figures hold; 25 minutes on two cores, needs the UCI files
+# make results-images  the same for the MNIST and Fashion-MNIST table and figures; two hours on two cores
 # make bench      time the programs against plain loops, results/benchmarks.csv
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/.requirements
 DEV := $(VENV)/.requirements-dev
 
-.PHONY: demo test test-fast results bench lint clean
+.PHONY: demo test test-fast results results-images bench lint clean
 
 demo: $(RUN)
 	$(VENV)/bin/python lr_simulation.py -resume 1
@@ -23,6 +24,7 @@ test-fast: $(DEV) lint
 bench: $(RUN)
 	$(VENV)/bin/python -m benchmarks.lr_simulation
 	$(VENV)/bin/python -m benchmarks.uci
+	$(VENV)/bin/python -m benchmarks.posterior_cnn
 
 # $(call keep,RUN_FOLDER,NAME): the small files of a run folder become results/NAME
 keep = mkdir -p results/$(2) && cp $(addprefix $(1)/,args.json command.sh environment.json summary.json table.csv) results/$(2)
@@ -47,6 +49,24 @@ results: $(RUN)
 	$(VENV)/bin/python sa_convergence.py -resume 1
 	$(call keep,runs/sa_convergence/default,sa_convergence)
 	cp runs/sa_convergence/default/figures/sa_convergence.png figures/
+
+# the reduced schedule of the MNIST and Fashion-MNIST results
+REDUCED := -sn 12 -burn 4 -train 128 -thin 468 -amp 1 -save_samples 1
+ATTACK := -attack_images 2000 -pgd_images 200 -pgd_steps 10
+IMAGE_RUNS = $(wildcard runs/posterior_cnn/*_seed[123]_sn-12_train-128_burn-4_thin-468_amp-1_save_samples-1)
+
+results-images: $(RUN)
+	for seed in 1 2 3; do for data in mnist fmnist; do for c in sa sghmc dropout vanilla; do \
+	    $(VENV)/bin/python posterior_cnn.py -data $$data -c $$c $(REDUCED) -seed $$seed -resume 1 || exit 1; \
+	done; done; done
+	for run in $(IMAGE_RUNS); do \
+	    case $$run in */mnist_*) other=fmnist;; *) other=mnist;; esac; \
+	    $(VENV)/bin/python posterior_cnn.py -evaluate $$run -ood $$other || exit 1; \
+	    case $$run in *_seed1_*) $(VENV)/bin/python posterior_cnn.py -evaluate $$run -attack 1 $(ATTACK) || exit 1;; esac; \
+	done
+	$(VENV)/bin/python -m experiment.compare table2 $(IMAGE_RUNS)
+	$(VENV)/bin/python -m figures.adversarial figures/adversarial.png $(IMAGE_RUNS)
+	$(VENV)/bin/python -m figures.calibration figures/calibration.png $(IMAGE_RUNS)
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

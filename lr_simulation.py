@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.simulation import LinearData, simulate
-from experiment import options, report
+from experiment import device, options, report
 from experiment.compiled import Step
 from experiment.diagnostics import convergence, save_netcdf
 from experiment.progress import progress
@@ -310,9 +310,7 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> int:
     parser, args = parse()
-    # rho falls below 1e-38 all the time, and denormals cost a third of the speed; set before the first
-    # parallel operation, because the threads it starts inherit the setting
-    torch.set_flush_denormal(True)
+    device.prepare()  # rho falls below 1e-38 all the time, and denormals cost a third of the speed
     cells = list(itertools.product(args.c, args.v0, args.sd))
     with parser.checked():
         data = [simulate(args.seed + s, args.n, args.p, args.corr) for s in range(args.seeds)]

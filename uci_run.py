@@ -21,8 +21,8 @@ from torch import Tensor
 from data import uci
 from experiment import options, report
 from experiment.predictive import GaussianMixturePredictive
-from experiment.progress import progress
 from experiment.run import Diverged, Run, joined, part
+from experiment.training import load_optimizer_state, optimizer_state, train
 from model.mlp import ChainMLP
 from sampler import SGHMC, ChainNoise, MagnitudePruner, Mask, SSGLPrior
 from sampler.noise import generator_states, set_generator_states, stream
@@ -192,6 +192,10 @@ class Regression:
         """Chains that have been finite in every iteration so far, (group, cell)."""
         return self.finite == self.prior.k
 
+    @staticmethod
+    def status(rows: list[dict]) -> str:
+        return " ".join(f"{row['method']} {row['rmse']:.3f}" for row in rows) + " (RMSE)"
+
     def divergence(self) -> str:
         """What happened to diverged chains and what helps; '' where all are finite."""
         gone = ~self.alive()
@@ -226,11 +230,10 @@ class Regression:
         return pd.DataFrame(rows)
 
     def state_dict(self) -> dict[str, Tensor]:
-        params = dict(self.net.named_parameters())
         return joined(
             {
-                "net": params,
-                "velocity": {name: self.sampler.velocity(p) for name, p in params.items()},
+                "net": dict(self.net.named_parameters()),
+                "optimizer": optimizer_state(self.net, self.sampler),
                 "prior": self.prior.state_dict(),
                 "noise": self.noise.state_dict(),
                 "pruner": self.pruner.state_dict(),
@@ -243,8 +246,7 @@ class Regression:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name in ("net", "prior", "noise", "pruner", "permanent", "predictive"):
             getattr(self, name).load_state_dict(part(name, state))
-        for name, velocity in part("velocity", state).items():
-            self.sampler.velocity(self.net.get_parameter(name)).copy_(velocity)
+        load_optimizer_state(self.net, self.sampler, part("optimizer", state))
         self.finite = part("own", state)["finite"]
         set_generator_states(self.order, part("own", state)["order"])
 
@@ -283,28 +285,6 @@ def parse(argv: list[str] | None = None):
     if args.burn + args.thin > args.sn:
         parser.error(f"argument -burn: {args.burn} leaves no sample in {args.sn} epochs")
     return parser, args
-
-
-def train(regression: Regression, run: Run) -> None:
-    """All epochs, from the checkpoint if there is one."""
-    args, metrics, done = regression.args, [], 0
-    if args.resume and (saved := run.load()):
-        tensors, state, metrics = saved
-        regression.load_state_dict(tensors)
-        done = state["done"]
-    bar = progress(args.sn, done, "epoch", regression.name)
-    while done < args.sn:
-        regression.epoch()
-        done += 1
-        rows = regression.evaluate(done)
-        if not rows:  # every chain has diverged: stop, and keep the last good checkpoint
-            break
-        metrics += rows
-        bar.set_postfix_str(" ".join(f"{row['method']} {row['rmse']:.3f}" for row in rows) + " (RMSE)", refresh=False)
-        bar.update()
-        if run.due() or done == args.sn:
-            run.save(regression.state_dict(), {"done": done}, metrics)
-    bar.close()
 
 
 def show(table: pd.DataFrame) -> None:
@@ -365,7 +345,7 @@ def main() -> int:
         return 0
     torch.set_num_threads(1)  # tensors this small gain nothing from a second thread and lose much on a busy machine
     for regression in regressions:
-        train(regression, parts[regression.name])
+        train(regression, parts[regression.name], args.sn, bool(args.resume))
     diverged = "; ".join(filter(None, (regression.divergence() for regression in regressions)))
     if not any(regression.alive().any() for regression in regressions):
         raise Diverged(diverged)

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.interleaved import interleaved, record
 from data.simulation import simulate
+from experiment import device
 from lr_simulation import Simulation, parse
 
 ITERATIONS = 2000
@@ -65,7 +66,7 @@ def program(seeds: int, compiled: str) -> tuple[Simulation, int]:
 
 def main() -> None:
     torch.set_grad_enabled(False)
-    torch.set_flush_denormal(True)
+    device.prepare()
     loop = NumpyLoop(1)
     programs = {
         f"{12 * seeds} chains, {kind}": program(seeds, compiled)

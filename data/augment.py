@@ -6,6 +6,7 @@ generator of the images' device, so that a run is repeatable and nothing leaves 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -45,14 +46,14 @@ def rotate(x: Tensor, degrees: Tensor) -> Tensor:
 
 
 def erase(x: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
-    """Fill the box (top, left, height, width) of every image (n, c, h, w) with `value` (c)."""
+    """Fill the box (top, left, height, width) of every image (n, c, h, w) with `value`, (c, 1, 1)."""
     top, left, height, width = (side[:, None] for side in boxes.unbind(-1))  # (n, 1) each
     y = torch.arange(x.shape[-2], device=x.device)
     x_ = torch.arange(x.shape[-1], device=x.device)
     inside_y = (y >= top) & (y < top + height)  # (n, h)
     inside_x = (x_ >= left) & (x_ < left + width)  # (n, w)
     inside = inside_y[:, None, :, None] & inside_x[:, None, None, :]  # (n, 1, h, w)
-    return torch.where(inside, value.view(-1, 1, 1), x)
+    return torch.where(inside, value, x)
 
 
 def erasing_boxes(
@@ -101,8 +102,9 @@ class Recipe:
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / sd for pixels x (n, c, h, w) in [0, 1]."""
-        mean, sd = (torch.tensor(v, dtype=x.dtype, device=x.device).view(-1, 1, 1) for v in (self.mean, self.sd))
-        return (x - mean) / sd
+        if (self.mean, self.sd) == (RAW.mean, RAW.sd):
+            return x
+        return (x - _per_channel(self.mean, x.device)) / _per_channel(self.sd, x.device)
 
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 images (n, c, h, w) -> augmented, normalised float32 images, channels_last.
@@ -120,8 +122,13 @@ class Recipe:
             x = rotate(x, self.degrees * (2 * torch.rand(n, **uniform) - 1))
         x = self.normalise(x)
         if self.erase:
-            x = erase(x, erasing_boxes(n, h, w, generator), torch.tensor(self.erase, device=x.device))
+            x = erase(x, erasing_boxes(n, h, w, generator), _per_channel(self.erase, x.device))
         return x.contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache  # a fresh tensor for every minibatch would make a GPU wait for the host
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def to_unit(x: Tensor) -> Tensor:

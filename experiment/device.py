@@ -30,9 +30,9 @@ def resolve(name: str) -> torch.device:
 
 
 def prepare() -> None:
-    """Settings of the whole process; call before the first parallel operation.
+    """Settings of the whole process; call before the first parallel operation, whose threads inherit them.
 
-    Denormal numbers are flushed to zero, in every thread alike. glibc keeps the memory of freed
+    Denormal numbers are flushed to zero. glibc keeps the memory of freed
     tensors: given back and fetched again for every step, its page faults cost up to a third of a
     training step on a CPU.
     """

@@ -84,11 +84,13 @@ class _Langevin(Optimizer):
                 self._update(group, params, [p.grad for p in params])
         return loss
 
-    def _scaled_noise(self, params: list[Tensor], scale: Scale) -> list[Tensor] | None:
-        """Noise of standard deviation `scale`; None at zero temperature, where nothing is drawn."""
-        if not isinstance(scale, Tensor):
-            return torch._foreach_mul(self.noise(params), scale) if scale > 0 else None
-        return [z * per_chain(scale.to(p.dtype), p) for z, p in zip(self.noise(params), params, strict=True)]
+    def _add_noise(self, targets: list[Tensor], params: list[Tensor], scale: Scale) -> None:
+        """Add noise of standard deviation `scale`; at zero temperature nothing is drawn."""
+        if isinstance(scale, Tensor):
+            for x, z in zip(targets, self.noise(params), strict=True):
+                x.addcmul_(z, per_chain(scale.to(x.dtype), x))
+        elif scale > 0:
+            torch._foreach_add_(targets, self.noise(params), alpha=scale)
 
 
 class SGLD(_Langevin):
@@ -117,10 +119,8 @@ class SGLD(_Langevin):
         check_sghmc(group["lr"], 0.0)
 
     def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
-        noises = self._scaled_noise(params, sgld_noise_scale(group["lr"], group["invT"]))
         torch._foreach_add_(params, grads, alpha=-group["lr"])
-        if noises is not None:
-            torch._foreach_add_(params, noises)
+        self._add_noise(params, params, sgld_noise_scale(group["lr"], group["invT"]))
 
 
 class SGHMC(_Langevin):
@@ -172,9 +172,7 @@ class SGHMC(_Langevin):
     def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         velocities = [self.velocity(p) for p in params]
-        noises = self._scaled_noise(params, sghmc_noise_scale(lr, momentum, group["invT"]))
         torch._foreach_mul_(velocities, momentum)
         torch._foreach_add_(velocities, grads, alpha=-lr)
-        if noises is not None:
-            torch._foreach_add_(velocities, noises)
+        self._add_noise(velocities, params, sghmc_noise_scale(lr, momentum, group["invT"]))
         torch._foreach_add_(params, velocities)

@@ -56,7 +56,7 @@ def inclusion_probability(beta: Tensor, delta: Tensor, v0: Tensor, v1: Latent, s
 
 def penalties(rho: Tensor, v0: Latent, v1: Latent) -> tuple[Tensor, Tensor]:
     """Eq. (6): kappa0~ = (1 - rho) / v0 weighs |beta|, kappa1~ = rho / v1 weighs beta^2."""
-    return (1 - rho) / v0, rho / v1
+    return (1 - rho).div_(v0), rho / v1
 
 
 def inclusion_rate(rho: Tensor, a: float, b: float, chain_dims: int = 0) -> Tensor:
@@ -103,7 +103,7 @@ def potential(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Latent, chain
 def potential_grad(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Tensor) -> Tensor:
     """Gradient of `potential`: kappa0 sign(beta) / sigma + kappa1 beta / sigma^2, 0 at beta = 0."""
     inverse = sigma.reciprocal()
-    return torch.addcmul(kappa0 * beta.sign(), kappa1, beta * inverse) * inverse
+    return beta.sign().mul_(kappa0).addcmul_(kappa1, beta * inverse).mul_(inverse)
 
 
 def average(theta: Tensor, proposal: Tensor, omega: Latent) -> Tensor:

@@ -402,10 +402,10 @@ def test_the_whole_table_resumes_between_its_data_sets(in_process, tmp_path, inv
 
     train = uci_run.train
 
-    def stops(regression, run):
+    def stops(regression, *settings):
         if regression.name == names[2]:
             raise KeyboardInterrupt
-        return train(regression, run)
+        return train(regression, *settings)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(uci_run, "train", stops)

@@ -1,0 +1,86 @@
+"""A training step of posterior_cnn.py against the same step with torch.optim.SGD, and the augmentation.
+
+    python -m benchmarks.posterior_cnn
+
+The images are random bytes of the shape of MNIST and CIFAR10, so that no download is needed. Float32
+on all cores; the augmentation on one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cross_entropy
+from torchvision.transforms import v2
+
+from benchmarks.interleaved import interleaved, record
+from data.augment import RAW, RECIPES
+from data.images import ImageData, MemoryImages
+from experiment import device
+from model.model_zoo_mnist import ConvNet
+from posterior_cnn import Chain, parse
+
+IMAGES = {128: 1280, 1000: 4000}  # minibatch size: images of an epoch
+
+
+def fake(n: int, shape: tuple[int, int, int]) -> MemoryImages:
+    return MemoryImages(torch.randint(256, (n, *shape), dtype=torch.uint8), torch.randint(10, (n,)))
+
+
+class PlainLoop:
+    """The same network and data under torch.optim.SGD with momentum."""
+
+    def __init__(self, data: ImageData, batch: int):
+        self.data, self.batch = data, batch
+        self.net = ConvNet(data.shape, 10).to(memory_format=torch.channels_last)
+        self.sgd = torch.optim.SGD(self.net.parameters(), lr=1e-4, momentum=0.9)
+
+    def epoch(self) -> None:
+        for x, y in self.data.train.batches(torch.randperm(len(self.data.train)), self.batch):
+            self.net.zero_grad()
+            cross_entropy(self.net(RAW.augment(x, torch.default_generator)), y).backward()
+            self.sgd.step()
+
+
+def steps(batch: int) -> None:
+    """Images per second of one epoch under every method."""
+    data = ImageData(tuple("0123456789"), fake(IMAGES[batch], (1, 28, 28)), fake(10, (1, 28, 28)))
+    programs = {"torch.optim.SGD, momentum": PlainLoop(data, batch)}
+    for method in ("sa", "sghmc"):
+        _, args = parse(["-c", method, "-train", str(batch), "-sn", "100000", "-lr", "1e-9"])
+        programs[f"-c {method}"] = Chain(args, data, seed=1)
+    seconds = interleaved({name: program.epoch for name, program in programs.items()}, rounds=15)
+    record(f"posterior_cnn, batch {batch}", "images/s", {name: IMAGES[batch] / s for name, s in seconds.items()})
+
+
+def augmentation() -> None:
+    """1000 CIFAR images: one batch on one thread, against torchvision's transforms image by image."""
+    recipe, x = RECIPES["cifar10"], fake(1000, (3, 32, 32)).x
+    reference = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=recipe.padding),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(recipe.mean, recipe.sd),
+            v2.RandomErasing(0.5, (0.02, 0.4), (0.3, 1 / 0.3), recipe.erase),
+        ]
+    )
+    alternatives = {
+        "torchvision, image by image": lambda: torch.stack([reference(image) for image in x]),
+        "data.augment, whole batch": lambda: recipe.augment(x, torch.default_generator),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = interleaved(alternatives)
+    torch.set_num_threads(threads)
+    record("augmentation of CIFAR images, one thread", "images/s", {name: 1000 / s for name, s in seconds.items()})
+
+
+def main() -> None:
+    device.prepare()
+    for batch in IMAGES:
+        steps(batch)
+    augmentation()
+
+
+if __name__ == "__main__":
+    main()

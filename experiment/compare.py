@@ -1,0 +1,86 @@
+"""Image classification runs beside each other: python -m experiment.compare NAME RUN_FOLDER ...
+
+Writes results/NAME.csv, one row per run and seed with its provenance, and results/NAME_paired.csv,
+SGHMC-SA minus every other method on the same test images. Gaps between methods are about as large as
+the standard deviation that 10,000 test images leave, so that only paired differences can show them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .report import PUBLISHED, formatted, over_seeds
+from .run import write_csv
+
+BY = ["data", "aug", "method"]
+SETTINGS = ["sn", "burn", "thin", "train", "amp", "invT"]  # of args.json, for the row's provenance
+HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
+
+
+def collect(runs: list[Path]) -> tuple[pd.DataFrame, dict[tuple, dict[int, dict[str, Tensor]]]]:
+    """Rows of all seeds of all runs, and their predictions as {setting: {seed: tensors}}."""
+    rows, predictions = [], {}
+    for path in sorted(path for run in runs for path in run.rglob("predictions.safetensors")):
+        args, environment, summary = (
+            json.loads((path.parent / f"{name}.json").read_text()) for name in ("args", "environment", "summary")
+        )
+        row = pd.read_csv(path.parent / "table.csv").iloc[0].to_dict()
+        row |= {name: args[name] for name in SETTINGS} | {"seconds": summary["seconds"]}
+        rows.append(row | {name: environment[name] for name in HARDWARE})
+        predictions.setdefault(tuple(row[name] for name in BY), {})[row["seed"]] = load_file(path)
+    order = {"sa": 0, "em": 1, "sghmc": 2, "dropout": 3, "vanilla": 4}
+    table = pd.DataFrame(rows)
+    table = table.sort_values([*BY, "seed"], key=lambda x: x.map(order) if x.name == "method" else x)
+    return table.reset_index(drop=True), predictions
+
+
+def per_image(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Accuracy in percent and negative log-likelihood of every single test image, (n)."""
+    p, y = tensors["probabilities"].double(), tensors["labels"]
+    likelihood = p.gather(-1, y[:, None]).squeeze(-1).clamp(min=torch.finfo(torch.float64).tiny)
+    return {"accuracy": 100 * (p.argmax(-1) == y).double(), "nll": -likelihood.log()}
+
+
+def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], first: str = "sa") -> pd.DataFrame:
+    """`first` minus every other method, over the seeds that both have.
+
+    <metric>_se_images: standard error over test images of the difference averaged over seeds, for these
+    seeds; <metric>_se_seeds: standard error over seeds, for these images.
+    """
+    rows = []
+    for (*setting, method), seeds in predictions.items():
+        ours = predictions.get((*setting, first))
+        common = sorted(seeds.keys() & ours.keys()) if ours and method != first else []
+        if not common:
+            continue
+        row = dict(zip(BY, setting, strict=False)) | {"difference": f"{first} - {method}", "seeds": len(common)}
+        for metric in ("accuracy", "nll"):
+            difference = torch.stack([per_image(ours[s])[metric] - per_image(seeds[s])[metric] for s in common])
+            row[metric] = float(difference.mean())
+            row[f"{metric}_se_images"] = float(difference.mean(0).std()) / math.sqrt(difference.shape[1])
+            several = len(common) > 1
+            row[f"{metric}_se_seeds"] = float(difference.mean(1).std()) / math.sqrt(len(common)) if several else None
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main(name: str, *runs: str) -> None:
+    table, predictions = collect([Path(run) for run in runs])
+    differences = paired(predictions)
+    write_csv(PUBLISHED.parent / f"{name}.csv", table)
+    write_csv(PUBLISHED.parent / f"{name}_paired.csv", differences)
+    metrics = [f"{m}{suffix}" for m in ("accuracy", "nll", "ece", "brier") for suffix in ("", "_averaged")]
+    print(formatted(over_seeds(table, BY, metrics), BY, metrics, digits=4).to_string(index=False))
+    print(differences.round(4).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
