@@ -25,8 +25,8 @@ from data.simulation import LinearData, simulate
 from experiment import device, options, report
 from experiment.compiled import Step
 from experiment.diagnostics import convergence, save_netcdf
-from experiment.progress import progress
 from experiment.run import Diverged, Run, joined, part, replace_file
+from experiment.training import train
 from figures.lr_simulation import draw
 from sampler import ChainNoise
 from sampler import spike_slab as ssgl
@@ -94,7 +94,7 @@ class Simulation:
     def __init__(self, args, cells: list[tuple], data: list[LinearData]):
         seeds = range(args.seed, args.seed + args.seeds)
         groups = list(itertools.product(range(args.seeds), range(args.chains)))
-        self.args, self.cells, self.groups = args, cells, groups
+        self.name, self.args, self.cells, self.groups = "sampling", args, cells, groups
         self.noise = ChainNoise([stream(seeds[s], "noise", chain) for s, chain in groups])
         self.batches = [stream(seeds[s], "batch", chain) for s, chain in groups]
 
@@ -127,15 +127,16 @@ class Simulation:
             beta, self.y - beta @ self.x.mT, half, one, one.clone(), torch.full_like(sigma2, 0.5), sigma2,
             torch.zeros_like(sigma2, dtype=torch.int64),
         )  # fmt: skip
-        self.kept = 0
+        self.iterations, self.kept = 0, 0
         self.sum_beta = torch.zeros_like(beta, dtype=torch.float64)
         self.sum_rho = torch.zeros_like(self.sum_beta)
         self.trace = torch.zeros(*shape, args.iterations // args.thin - args.burn, len(TRACED))
         self.draws: np.ndarray | None = None  # (group, cell, draw, p) on disk, where all draws are kept
 
-    def advance(self, done: int) -> None:
-        """`thin` iterations after `done` of them, and one draw if the burn-in is over."""
-        args = self.args
+    def epoch(self) -> None:
+        """`thin` iterations, and one draw if the burn-in is over."""
+        args, done = self.args, self.iterations
+        self.iterations += args.thin
         k = torch.arange(done + 1, done + args.thin + 1, dtype=torch.float64)
         lr = polynomial_decay(args.lr, args.decay, k)
         scale = sgld_noise_scale(lr, args.invT, GRADIENT_SD)
@@ -146,7 +147,7 @@ class Simulation:
             now = slice(i, i + size)
             noise = (self.noise.draw(size, args.p) * scale[now])[:, :, None]
             self.chains = self.step(self.chains, *self._batch(size), noise, lr[now], omega[now])
-        if done + args.thin > args.burn * args.thin:
+        if self.iterations > args.burn * args.thin:
             self.sum_beta += self.chains.beta
             self.sum_rho += self.chains.rho
             self.trace[:, :, self.kept, :3] = self.chains.beta[..., :3]
@@ -165,8 +166,12 @@ class Simulation:
         y = torch.stack([y[0, i] for y, i in zip(self.y, rows, strict=True)])[:, :, None]
         return x, y
 
-    def progress(self, done: int) -> list[dict]:
-        """A metrics row per cell: test error and sigma of the current draw, means over the groups."""
+    def evaluate(self, done: int) -> list[dict] | None:
+        """A metrics row per cell, about a hundred times a run: means over the groups, of the current draw."""
+        if not (self.chains.finite == done).any():
+            return None
+        if done % (max(1, self.args.iterations // self.args.thin // 100) * self.args.thin):
+            return []
         mse = (self.y_test - self.chains.beta @ self.x_test.mT).square().mean(-1).mean(0)
         sigma = self.chains.sigma2[..., 0].sqrt().mean(0)
         return [
@@ -174,9 +179,16 @@ class Simulation:
             for i, (c, v0, sd) in enumerate(self.cells)
         ]
 
+    @staticmethod
+    def status(rows: list[dict]) -> str:
+        means = pd.DataFrame(rows).groupby("method", sort=False)["mse"].mean()
+        return "MSE " + " ".join(f"{method} {mse:.2f}" for method, mse in means.items())
+
     def state_dict(self) -> dict[str, Tensor]:
+        if self.draws is not None:
+            self.draws.flush()
         own = {"sum_beta": self.sum_beta, "sum_rho": self.sum_rho, "trace": self.trace[:, :, : self.kept]}
-        own["batches"] = generator_states(self.batches)
+        own |= {"batches": generator_states(self.batches), "iterations": torch.tensor(self.iterations)}
         return joined({"chains": self.chains._asdict(), "noise": self.noise.state_dict(), "own": own})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -184,7 +196,7 @@ class Simulation:
         self.noise.load_state_dict(part("noise", state))
         own = part("own", state)
         self.sum_beta, self.sum_rho, self.kept = own["sum_beta"], own["sum_rho"], own["trace"].shape[2]
-        self.trace[:, :, : self.kept] = own["trace"]
+        self.trace[:, :, : self.kept], self.iterations = own["trace"], int(own["iterations"])
         set_generator_states(self.batches, own["batches"])
 
 
@@ -219,35 +231,6 @@ def parse(argv: list[str] | None = None):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
             parser.error(f"argument -{name}: a value is given twice")
     return parser, args
-
-
-def sample(simulation: Simulation, run: Run) -> None:
-    """All iterations, from the checkpoint if there is one."""
-    args, metrics, done = simulation.args, [], 0
-    if args.resume and (saved := run.load()):
-        tensors, state, metrics = saved
-        simulation.load_state_dict(tensors)
-        done = state["done"]
-    report_every = max(1, args.iterations // args.thin // 100) * args.thin
-    bar = progress(args.iterations, done, "it", "sampling")
-    while done < args.iterations:
-        simulation.advance(done)
-        done += args.thin
-        if not (simulation.chains.finite == done).any():
-            bar.close()
-            first_bad = int(simulation.chains.finite.max()) + 1
-            raise Diverged(f"all chains are non-finite from iteration {first_bad} on; {remedy(args)}")
-        if done % report_every == 0:
-            now = simulation.progress(done)
-            metrics += now
-            means = pd.DataFrame(now).groupby("method", sort=False)["mse"].mean()
-            bar.set_postfix_str("MSE " + " ".join(f"{m} {mse:.2f}" for m, mse in means.items()), refresh=False)
-        bar.update(args.thin)
-        if run.due() or done == args.iterations:
-            if simulation.draws is not None:
-                simulation.draws.flush()
-            run.save(simulation.state_dict(), {"done": done}, metrics)
-    bar.close()
 
 
 def remedy(args) -> str:
@@ -329,7 +312,9 @@ def main() -> int:
         exists = args.resume and path.exists()
         simulation.draws = np.lib.format.open_memmap(path, "r+" if exists else "w+", np.float32, shape)
     torch.set_grad_enabled(False)
-    sample(simulation, run)
+    if not train(simulation, run, args.iterations, bool(args.resume), stride=args.thin, unit="it"):
+        first_bad = int(simulation.chains.finite.max()) + 1
+        raise Diverged(f"all chains are non-finite from iteration {first_bad} on; {remedy(args)}")
 
     table, diagnostics, tensors = results(simulation, data)
     replace_file(run.folder / "posterior.safetensors", lambda file: save_file(tensors, file))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -25,8 +26,8 @@ from data import images
 from data.augment import RAW, RECIPES, Recipe
 from data.images import ImageData
 from experiment import device, options, report
-from experiment.assessment import SAMPLES, attack, load_members, out_of_distribution
-from experiment.board import Board
+from experiment.assessment import attack, load_members, out_of_distribution
+from experiment.board import Board, summary_writer
 from experiment.classifier import AVERAGED, METRICS, Classifier
 from experiment.run import Diverged, Run, replace_file
 from experiment.training import train
@@ -119,7 +120,7 @@ class Chain(Classifier):
             amp=bool(args.amp),
             compiled=bool(args.compile),
             test_batch=args.test,
-            samples=folder / SAMPLES if folder and args.save_samples else None,
+            folder=folder if args.save_samples else None,
             board=Board(folder if args.tensorboard else None),
         )
         self.batches = observations // args.train  # per epoch; the last partial batch is dropped
@@ -229,16 +230,20 @@ def load_data(args: Namespace) -> tuple[ImageData, ImageData | None]:
     """The data set, and that of -ood, on the device."""
     where = device.resolve(args.device)
     data = images.load(args.data, args.data_dir, args.size, workers=args.workers)
-    if args.val:
-        data = images.hold_out(data, args.val, args.seed)
-    if args.train > len(data.train):
-        raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
     if not args.ood:
         return data.to(where), None
     outside = images.load(args.ood, args.data_dir)
     if outside.shape != data.shape:
         raise ValueError(f"argument -ood: {args.ood} has images {outside.shape}, not {data.shape} as {args.data}")
     return data.to(where), outside.to(where)
+
+
+def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
+    """The data of one seed: with -val its own validation part stands in the place of the test part."""
+    data = images.hold_out(data, args.val, seed) if args.val else data
+    if args.train > len(data.train):
+        raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
+    return data
 
 
 def fit(args: Namespace, data: ImageData, seed: int, run: Run) -> str:
@@ -277,6 +282,14 @@ def assess(args: Namespace, data: ImageData, outside: ImageData | None, seed: in
         out_of_distribution(run, members, data, outside, key | {"ood": args.ood})
 
 
+def finished_parts(run: Run, seeds: Iterable[int]) -> dict[int, Run]:
+    """Where the results of the seeds of a finished run lie: in a folder each, or, of one seed, in the run's own."""
+    folders = {seed: run.folder / f"seed{seed}" for seed in seeds}
+    if not any(folder.is_dir() for folder in folders.values()):
+        return dict.fromkeys(folders, run)
+    return {seed: run.part(folder.name) for seed, folder in folders.items() if (folder / "summary.json").exists()}
+
+
 def show(table: pd.DataFrame) -> None:
     """Print mean +- sd over seeds, and the published accuracy."""
     by, metrics = ["data", "aug", "method"], [*METRICS, *AVERAGED, "sparsity"]
@@ -296,24 +309,31 @@ def main() -> int:
     stem = f"{args.data}_{args.c}_seed{args.seed}" + (f"_seeds{args.seeds}" if args.seeds > 1 else "")
     with parser.checked():
         data, outside = load_data(args)
-        Chain(args, data, args.seed)  # checks the settings before anything is written
-        if args.c in BAYESIAN and (args.sn - args.burn) * (len(data.train) // args.train) < args.thin:
+        batches = Chain(args, split(args, data, args.seed), args.seed).batches  # checks the settings
+        if args.tensorboard:
+            summary_writer()
+        if args.c in BAYESIAN and (args.sn - args.burn) * batches < args.thin:
             raise ValueError(
                 f"argument -thin: no sample in {args.sn} epochs, {args.burn} of burn-in, thinned by {args.thin}"
             )
         run = Run("posterior_cnn", "_".join(filter(None, [stem, parser.changed(args, ignore)])), vars(args))
-    seeds = range(args.seed, args.seed + args.seeds)
-    runs = {seed: run.part(f"seed{seed}") if args.seeds > 1 else run for seed in seeds}
-    diverged = list(filter(None, [fit(args, data, seed, each) for seed, each in runs.items()]))
-    finished = {seed: each for seed, each in runs.items() if each.finished}
-    if finished:
-        table = pd.concat([pd.read_csv(each.folder / "table.csv") for each in finished.values()], ignore_index=True)
+    if args.evaluate:
+        table, diverged = pd.read_csv(run.folder / "table.csv"), []
+        runs = finished_parts(run, table["seed"])
+    else:
+        seeds = range(args.seed, args.seed + args.seeds)
+        runs = {seed: run.part(f"seed{seed}") if args.seeds > 1 else run for seed in seeds}
+        diverged = list(filter(None, [fit(args, split(args, data, s), s, each) for s, each in runs.items()]))
+        runs = {seed: each for seed, each in runs.items() if each.finished}
+        if not runs:
+            raise Diverged("; ".join(diverged))
+        table = pd.concat([pd.read_csv(each.folder / "table.csv") for each in runs.values()], ignore_index=True)
         if not run.finished:
             finish(table, args, run)
-        show(table)
-        for seed, each in finished.items() if args.attack or args.ood else ():
-            assess(args, data, outside, seed, each)
-        print(f"results: {run.folder}")
+    show(table)
+    for seed, each in runs.items() if args.attack or args.ood else ():
+        assess(args, split(args, data, seed), outside, seed, each)
+    print(f"results: {run.folder}")
     if diverged:
         raise Diverged("; ".join(diverged))
     return 0

@@ -158,10 +158,10 @@ class Regression:
         return prediction, (self.y_test[:, None] - prediction).square().mean(-1).sqrt()
 
     @torch.no_grad()
-    def evaluate(self, epoch: int) -> list[dict]:
+    def evaluate(self, epoch: int) -> list[dict] | None:
         """Test error of the current sample; after the burn-in it joins the posterior average.
 
-        Returns one metrics row per cell, means over the splits whose chain is finite.
+        Returns one metrics row per cell, means over the splits whose chain is finite; None if none is.
         """
         prediction, rmse = self.predict()
         self.finite -= (
@@ -181,12 +181,13 @@ class Regression:
             "sparsity": self.sparsity(),
         }
         alive = self.alive()
-        return [
+        rows = [
             {"data": self.name, "epoch": epoch, "method": cell.method, "anneal": cell.anneal, "chains": int(ok.sum())}
             | {name: float(x[:, i][ok].mean()) for name, x in columns.items()}
             for i, cell in enumerate(self.cells)
             if (ok := alive[:, i]).any()
         ]
+        return rows or None
 
     def alive(self) -> Tensor:
         """Chains that have been finite in every iteration so far, (group, cell)."""

@@ -73,13 +73,11 @@ def main() -> None:
         for seeds in (1, 10)
         for kind, compiled in (("compiled", "1"), ("eager", "0"))
     }
-    done = dict.fromkeys(programs, 0)
 
     def advance(name: str) -> None:
         simulation, _ = programs[name]
         for _ in range(ITERATIONS // simulation.args.thin):
-            simulation.advance(done[name])
-            done[name] += simulation.args.thin
+            simulation.epoch()
 
     alternatives = {"NumPy loop, 1 chain": loop.run}
     alternatives |= {name: lambda name=name: advance(name) for name in programs}

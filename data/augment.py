@@ -86,7 +86,7 @@ def erasing_boxes(
 
 @dataclass(frozen=True)
 class Recipe:
-    """What happens to a minibatch: crop, rotate, flip, normalise, erase, in this order.
+    """What happens to a minibatch: crop, flip, rotate, normalise, erase, in this order.
 
     padding: of the random crop.  degrees: rotation is uniform in +-degrees.  flip: mirror with
     probability 1/2.  mean, sd: of a channel, for pixels in [0, 1].  erase: the value, on the scale

@@ -6,9 +6,10 @@ fit are read from disk by worker processes. Both kinds hand out minibatches in t
 
 from __future__ import annotations
 
-import gzip
+import os
 import tarfile
-import warnings
+import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ class MemoryImages:
         return tuple(self.x.shape[1:])
 
     def subset(self, index: Tensor) -> MemoryImages:
+        index = index.to(self.x.device)
         return MemoryImages(self.x[index], self.y[index])
 
     def to(self, device: torch.device) -> MemoryImages:
@@ -82,29 +84,47 @@ class MemoryImages:
             yield self.x[rows], self.y[rows]
 
 
+def _open(file: str):
+    """A PIL image, decoded; raises DataError, naming the file, where that fails."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises all of them
+        raise DataError(f"corrupt image {file}: {str(error).replace(repr(file), '').strip()}") from error
+
+
 class _Files(Dataset):
     """Decodes one image file to a uint8 tensor (channels, height, width)."""
 
-    def __init__(self, files: Sequence[str], channels: int, size: int | None):
-        self.files, self.channels, self.size = files, channels, size
+    def __init__(self, files: Sequence[str], shape: tuple[int, int, int], size: int | None):
+        self.files, self.shape, self.size = files, shape, size
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, i: int) -> Tensor:
-        """Raises DataError, naming the file, where it cannot be decoded."""
+        """Raises DataError, naming the file, where it cannot be decoded or has another size."""
         from PIL import Image, ImageOps
 
-        try:
-            with Image.open(self.files[i]) as image:
-                image = image.convert("L" if self.channels == 1 else "RGB")
-            if self.size is not None:  # the central square, scaled
-                image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
-        except OSError as error:
-            reason = str(error).replace(repr(self.files[i]), "the file")
-            raise DataError(f"corrupt image {self.files[i]}: {reason}") from error
+        image = _open(self.files[i])
+        if image.mode == "I;16":  # PIL would clip, not scale
+            image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        image = image.convert("L" if self.shape[0] == 1 else "RGB")
+        if self.size is not None:  # the central square, scaled
+            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(image))
-        return pixels.view(*pixels.shape[:2], self.channels).permute(2, 0, 1)
+        pixels = pixels.view(*pixels.shape[:2], self.shape[0]).permute(2, 0, 1)
+        if pixels.shape != self.shape:
+            raise DataError(
+                f"{self.files[i]} is {image.width} x {image.height}, the first image {self.shape[2]} x "
+                f"{self.shape[1]}; -size scales all images"
+            )
+        return pixels
 
     def __getitem__(self, i: int) -> Tensor | DataError:
         try:
@@ -124,7 +144,6 @@ class FolderImages:
 
     def __init__(self, files: Sequence[str], y: Tensor, shape: tuple[int, int, int], size: int | None, workers: int):
         self.files, self.y, self.shape, self.size, self.workers = list(files), y.long(), shape, size, workers
-        self.device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -133,12 +152,10 @@ class FolderImages:
         return FolderImages(files, y, self.shape, self.size, self.workers)
 
     def subset(self, index: Tensor) -> FolderImages:
-        return self._like([self.files[i] for i in index.tolist()], self.y[index])
+        return self._like([self.files[i] for i in index.tolist()], self.y[index.to(self.y.device)])
 
     def to(self, device: torch.device) -> FolderImages:
-        moved = self._like(self.files, self.y)
-        moved.device = device
-        return moved
+        return self._like(self.files, self.y.to(device))
 
     def _stack(self, images: list[Tensor | DataError]) -> Tensor | DataError:
         for image in images:
@@ -148,26 +165,27 @@ class FolderImages:
 
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Minibatches of `size` in the given order; the last one may be smaller."""
-        files = _Files(self.files, self.shape[0], self.size)
+        files = _Files(self.files, self.shape, self.size)
         rows = [part.tolist() for part in order.split(size)]
-        pin = self.device.type == "cuda"
-        loader = DataLoader(files, batch_sampler=rows, num_workers=self.workers, collate_fn=self._stack, pin_memory=pin)
+        device = self.y.device
+        loader = DataLoader(
+            files,
+            batch_sampler=rows,
+            num_workers=self.workers,
+            collate_fn=self._stack,
+            pin_memory=device.type == "cuda",
+        )
         for index, x in zip(rows, loader, strict=True):
             if isinstance(x, DataError):
                 raise x
-            if x.shape[1:] != self.shape:
-                raise _unequal(self.files[index[0]], self.shape)
-            yield x.to(self.device, non_blocking=True), self.y[index].to(self.device, non_blocking=True)
+            yield x.to(device, non_blocking=True), self.y[torch.tensor(index, device=device)]
 
     def load(self) -> MemoryImages:
         """All of them in one tensor."""
-        files = _Files(self.files, self.shape[0], self.size)
+        files = _Files(self.files, self.shape, self.size)
         x = torch.empty(len(files), *self.shape, dtype=torch.uint8)
         for i in range(len(files)):
-            image = files.read(i)
-            if image.shape != self.shape:
-                raise _unequal(self.files[i], self.shape)
-            x[i] = image
+            x[i] = files.read(i)
         return MemoryImages(x, self.y)
 
 
@@ -209,6 +227,8 @@ def load(
         return _cifar(name, data_dir, size, memory, workers)
     if name == "digits":
         return _digits()
+    if name != "folder":
+        raise DataError(f"no data set {name}; there are {', '.join(NAMES)}")
     if not data_dir:
         raise DataError("-data folder needs -data_dir, a folder with train/<class>/ and test/<class>/")
     return _folder(Path(data_dir), size, memory, workers)
@@ -225,10 +245,6 @@ def hold_out(data: ImageData, share: float, seed: int) -> ImageData:
         raise DataError(f"a stratified share of {len(rows)} images cannot be held out: {error}") from error
     kept, held = torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
     return ImageData(data.classes, data.train.subset(kept), data.train.subset(held))
-
-
-def _unequal(file: str, shape: tuple[int, int, int]) -> DataError:
-    return DataError(f"{file} is not {shape[2]} x {shape[1]} like the first image; -size scales all images")
 
 
 def _idx(name: str, data_dir: str | None) -> ImageData:
@@ -251,7 +267,8 @@ def _idx(name: str, data_dir: str | None) -> ImageData:
     for part in ("train", "t10k"):
         x, y = read(f"{part}-images", 3), read(f"{part}-labels", 1)
         if len(x) != len(y) or int(y.max()) > 9:
-            raise DataError(f"{data_folder(data_dir) / folder}: {part} has {len(x)} images and {len(y)} labels of 0..9")
+            where = data_folder(data_dir) / folder
+            raise DataError(f"{where}: {part} has {len(x)} images, {len(y)} labels, and the largest is {int(y.max())}")
         parts.append(MemoryImages(x[:, None], y))
     return ImageData(tuple("0123456789") if name == "mnist" else CLOTHES, *parts)
 
@@ -266,16 +283,19 @@ def _cifar(name: str, data_dir: str | None, size: int | None, memory: int, worke
             return _folder(root / name, size, memory, workers)
         archive = locate(CIFAR[name], data_dir)
         try:
-            with warnings.catch_warnings(), tarfile.open(archive) as tar:
-                tar.extractall(root, filter="data")
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as error:
-            raise DataError(f"{archive} cannot be unpacked: {error}") from error
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=root) as folder:  # whole or not at all
+                with tarfile.open(archive) as tar:
+                    tar.extractall(folder, filter="data")
+                os.replace(Path(folder) / kind.base_folder, root / kind.base_folder)
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            raise DataError(f"{archive} cannot be unpacked: {error}".splitlines()[0]) from error
     parts = []
     for train in (True, False):
         try:
             part = kind(str(root), train=train)  # its files are pickles: read only if their checksums are right
         except (RuntimeError, OSError) as error:
-            raise DataError(f"{root / kind.base_folder} is damaged: {error}".splitlines()[0]) from error
+            raise DataError(f"{root / kind.base_folder} is damaged; delete it, and it is downloaded anew") from error
         parts.append(MemoryImages(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)))
     return ImageData(tuple(part.classes), *parts)
 
@@ -291,7 +311,6 @@ def _digits() -> ImageData:
 
 
 def _folder(root: Path, size: int | None, memory: int, workers: int) -> ImageData:
-    from PIL import Image
     from torchvision.datasets.folder import find_classes, make_dataset
 
     layout = f"{root} must hold train/<class>/*.png or *.jpg and test/<class>/*.png or *.jpg"
@@ -310,12 +329,8 @@ def _folder(root: Path, size: int | None, memory: int, workers: int) -> ImageDat
     if unknown := sorted(set(tested) - set(classes)):
         raise DataError(f"{root}: class {unknown[0]} is in test only")
     train, test = files("train", index), files("test", {name: index[name] for name in tested})
-    try:
-        with Image.open(train[0][0]) as first:
-            channels = 1 if first.mode in ("L", "1", "I;16") else 3
-            shape = (channels, size or first.height, size or first.width)
-    except OSError as error:
-        raise DataError(f"corrupt image {train[0][0]}: {error}") from error
+    first = _open(train[0][0])
+    shape = (1 if first.mode in ("1", "L", "I;16") else 3, size or first.height, size or first.width)
     parts = [
         FolderImages([file for file, _ in part], torch.tensor([y for _, y in part]), shape, size, workers)
         for part in (train, test)

@@ -3,9 +3,9 @@ r"""Adversarial images in the L-infinity ball of radius zeta, against a mixture 
 A Bayesian classifier is attacked as it predicts: through the average over its posterior samples,
 :math:`p(y | x) = \frac1S \sum_s p(y | x, \theta_s)`. One network is the case S = 1.
 
-`members` are functions of pixels in [0, 1], (n, c, h, w) -> log-probabilities (n, classes). Log
-probabilities should be computed from the logits in float64: in float32 a confident network's
-gradient rounds to zero and the attack seems to fail.
+`members` are functions of pixels in [0, 1], (n, c, h, w) -> log-probabilities (n, classes). They should
+be computed from the logits in float64: in float32 the gradient of a confident network is mostly
+rounding, and the attack seems to fail.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from data.augment import to_unit
 from data.images import Images
@@ -41,7 +42,10 @@ def gradient(members: Sequence[Member], x: Tensor, y: Tensor) -> Tensor:
     for member in members:
         with torch.enable_grad():
             pixels = x.detach().requires_grad_()
-            log_p = member(pixels).gather(-1, y[:, None]).squeeze(-1)  # (n)
+            every = member(pixels)
+            label = every.gather(-1, y[:, None]).squeeze(-1)  # (n)
+            others = every.scatter(-1, y[:, None], -torch.inf).logsumexp(-1)
+            log_p = logsigmoid(label - others)  # log p_y again, whose derivative 1 - p_y is not lost by rounding
             (grad,) = torch.autograd.grad(log_p.sum(), pixels)
         grads.append(grad)
         log_ps.append(log_p.detach())
@@ -98,7 +102,7 @@ def accuracy_curves(
         x, some = to_unit(x), slice(0, max(0, pgd_images - counts[0]))
         grads = [gradient(members, x, label) for label in (log_mixture(members, x).argmax(-1), y)]
         if example is None:
-            example = torch.cat([fgsm(x[:1], grads[0][:1], zeta) for zeta in zetas]).cpu()
+            example = torch.cat([fgsm(x[:1], grads[0][:1], zeta) for zeta in zetas]).cpu().contiguous()
         for j, zeta in enumerate(zetas):
             for i, grad in enumerate(grads):
                 correct[i, j] += hits(fgsm(x, grad, zeta), y)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from data.augment import Recipe
@@ -18,11 +17,10 @@ from data.images import ImageData
 from .adversarial import Member, accuracy_curves
 from .classification import detection, entropy, mutual_information
 from .evaluation import member, predictive
-from .packing import unpack
 from .run import Run, RunError, part, replace_file, write_csv
+from .samples import load_samples
 from .training import load_network
 
-SAMPLES = "samples"  # folder of a run in which the members of its average are kept
 SIDES = ("inside", "outside")
 ZETAS = [i / 20 for i in range(11)]
 
@@ -39,22 +37,16 @@ def load_members(run: Run, net: nn.Module, recipe: Recipe, averaged: bool) -> li
     checkpoint = run.load()
     if checkpoint is None:
         raise RunError(f"{run.folder} holds no checkpoint: not the folder of a trained run")
-    sets = {"checkpoint.safetensors": part("net", checkpoint[0])}
+    tensors = checkpoint[0]
+    sets = {run.folder: part("net", tensors)}
     if averaged:
-        # a killed run may have left a sample that its checkpoint does not know
-        kept = sorted((run.folder / SAMPLES).glob("*.safetensors"))[: int(checkpoint[0]["average.samples"])]
-        if not kept:
-            raise RunError(f"{run.folder} holds no samples; train with -save_samples 1 to assess the average")
-        try:
-            sets = {file.name: unpack(load_file(file)) for file in kept}
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise RunError(f"a sample in {run.folder} is damaged: {error}") from error
+        sets = load_samples(run.folder, int(tensors["average.samples"]))
     members = []
-    for file, weights in sets.items():
+    for source, weights in sets.items():
         try:
             load_network(net, weights)
         except ValueError as error:
-            raise RunError(f"{file} in {run.folder} is of another network: {error}") from error
+            raise RunError(f"{source} holds the weights of another network: {error}") from error
         members.append(member(net, recipe, {name: x.to(device) for name, x in weights.items()}))
     return members
 

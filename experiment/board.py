@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class Board:
-    """Writes rows of numbers to FOLDER/tensorboard; to nowhere where `folder` is None.
+def summary_writer():
+    """TensorBoard's writer class.
 
     Raises:
         ValueError: tensorboard is not installed.
     """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("argument -tensorboard: needs `pip install tensorboard`") from error
+    return SummaryWriter
+
+
+class Board:
+    """Writes rows of numbers to FOLDER/tensorboard; to nowhere where `folder` is None."""
 
     def __init__(self, folder: Path | None):
-        self._writer = None
-        if folder is not None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError("argument -tensorboard: needs `pip install tensorboard`") from error
-            self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = summary_writer()(str(folder / "tensorboard")) if folder is not None else None
 
     def add(self, row: dict, step: int) -> None:
         if self._writer is not None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,13 +21,18 @@ from .board import Board
 from .classification import entropy, scores
 from .compiled import Step
 from .evaluation import member, predict
-from .packing import pack
 from .predictive import CategoricalMixturePredictive
 from .run import joined, part
-from .training import load_network, load_optimizer_state, optimizer_state, random_state, set_random_state
+from .samples import save_sample
+from .training import check_state, load_network, load_optimizer_state, optimizer_state, random_state, set_random_state
 
 METRICS = ["accuracy", "nll", "ece", "brier"]
 AVERAGED = [f"{metric}_averaged" for metric in METRICS]
+
+
+def fixed(name: str) -> bool:
+    """Has this tensor of a checkpoint the same shape at every moment of a run?"""
+    return not name.startswith("optimizer.") and name != "own.sample_scores"
 
 
 class Classifier:
@@ -43,7 +47,7 @@ class Classifier:
         generators: "order" (CPU), "augment" (device), and what else the script draws from.
         amp: bfloat16 autocast.  compiled: torch.compile of the network.
         test_batch: minibatch size of evaluations.
-        samples: folder in which every sample is kept, or None.  board: TensorBoard.
+        folder: run folder in which every sample is kept, or None.  board: TensorBoard.
     """
 
     def __init__(
@@ -60,12 +64,12 @@ class Classifier:
         amp: bool,
         compiled: bool,
         test_batch: int,
-        samples: Path | None,
+        folder: Path | None,
         board: Board,
     ):
         self.name, self.data, self.net, self.recipe = name, data, net, recipe
         self.sampler, self.prior, self.pruner, self.generators = sampler, prior, pruner, dict(generators)
-        self.amp, self.test_batch, self.samples, self.board = amp, test_batch, samples, board
+        self.amp, self.test_batch, self.folder, self.board = amp, test_batch, folder, board
         self.forward = Step(net, compiled=compiled)
         self.device = next(net.parameters()).device
         self.observations = len(data.train)  # N
@@ -81,9 +85,8 @@ class Classifier:
         log_probabilities = self.predict()
         self.average.update(log_probabilities, weight=self.sampler.param_groups[0]["lr"])
         self.sample_scores.append(scores(log_probabilities.exp(), self.data.test.y))
-        if self.samples is not None:
-            self.samples.mkdir(exist_ok=True)
-            save_file(pack(self.net.state_dict()), self.samples / f"{self.average.samples:05d}.safetensors")
+        if self.folder is not None:
+            save_sample(self.folder, self.average.samples, self.net)
 
     def predict(self) -> Tensor:
         """Log-probabilities of the test images under the current weights, (n, classes)."""
@@ -92,11 +95,11 @@ class Classifier:
             self._last = self.iterations, predict(predictor, self.data.test, self.test_batch)
         return self._last[1]
 
-    def evaluate(self, epoch: int) -> list[dict]:
-        """The epoch's row of metrics.csv; none when the chain has diverged."""
+    def evaluate(self, epoch: int) -> list[dict] | None:
+        """The epoch's row of metrics.csv; None when the chain has diverged."""
         log_probabilities = self.predict()
         if int(self.finite) < self.iterations or not bool(log_probabilities.isfinite().all()):
-            return []
+            return None
         labels, group = self.data.test.y, self.sampler.param_groups[0]
         row = {"epoch": epoch, "iterations": self.iterations, "samples": self.average.samples, "lr": group["lr"]}
         row |= scores(log_probabilities.exp(), labels)
@@ -145,7 +148,7 @@ class Classifier:
         return {
             "probabilities": self.average.probabilities() if averaged else last,
             "mean_entropy": self.average.mean_entropy() if averaged else entropy(last),
-            "probabilities_last": last,
+            "probabilities_last": last.clone(),  # a file cannot hold one tensor under two names
             "labels": self.data.test.y,
         }
 
@@ -167,7 +170,10 @@ class Classifier:
         )
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        load_network(self.net, part("net", state))
+        load_network(self.net, part("net", state))  # first, because its message is the clearest
+        check_state(*({name: x for name, x in s.items() if fixed(name)} for s in (self.state_dict(), state)))
+        if not part("optimizer", state):
+            raise ValueError("the state of the optimizer is missing")
         load_optimizer_state(self.net, self.sampler, part("optimizer", state))
         on_device = {name: x.to(self.device) for name, x in state.items() if name.startswith(("prior.", "pruner."))}
         if self.prior:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from data.files import DataError
+
 from .run import Diverged, RunError
 
 
@@ -129,7 +131,7 @@ def run_script(main: Callable[[], int]) -> None:
     """Run a script's main and exit: 0 done, 2 bad input, 3 diverged, 130 interrupted."""
     try:
         sys.exit(main())
-    except RunError as error:
+    except (RunError, DataError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except Diverged as error:

@@ -28,18 +28,18 @@ def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `pack`.
 
     Raises:
-        ValueError: bits, values and shape do not fit together.
+        ValueError, KeyError: bits, values and shape do not fit together, or one of them is missing.
     """
     tensors = {}
     for name, x in packed.items():
         stem, _, part = name.rpartition(":")
-        if part == "bits":
+        if part == "bits" and not packed.keys().isdisjoint({f"{stem}:values", f"{stem}:shape"}):
             shape = packed[f"{stem}:shape"].tolist()
             size = math.prod(shape)
             kept = torch.from_numpy(np.unpackbits(x.numpy(), count=size).astype(bool))
             values = packed[f"{stem}:values"]
-            if len(kept) != size or int(kept.sum()) != len(values):
-                raise ValueError(f"{stem}: the mask does not fit the values")
+            if len(x) != math.ceil(size / 8) or int(kept.sum()) != len(values):
+                raise ValueError(f"{stem}: mask, values and shape do not fit together")
             tensors[stem] = torch.zeros(size, dtype=values.dtype).masked_scatter_(kept, values).view(shape)
         elif part not in ("values", "shape") or f"{stem}:bits" not in packed:
             tensors[name] = x

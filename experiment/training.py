@@ -18,17 +18,23 @@ class Experiment(Protocol):
 
     name: str
 
-    def epoch(self) -> None: ...
-    def evaluate(self, epoch: int) -> list[dict]: ...  # rows of metrics.csv; none when all chains have diverged
-    def status(self, rows: list[dict]) -> str: ...  # for the progress bar
+    def epoch(self) -> None:
+        """Advance by one stride."""
+
+    def evaluate(self, done: int) -> list[dict] | None:
+        """Rows of metrics.csv after `done` epochs or iterations, if it is time for some; None: all diverged."""
+
+    def status(self, rows: list[dict]) -> str:
+        """The rows, for the progress bar."""
+
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
-def train(experiment: Experiment, run: Run, epochs: int, resume: bool) -> bool:
-    """All epochs, from the checkpoint if there is one.
+def train(experiment: Experiment, run: Run, total: int, resume: bool, stride: int = 1, unit: str = "epoch") -> bool:
+    """Advance to `total` epochs (or iterations, `stride` at a time), from the checkpoint if there is one.
 
-    Returns whether they were completed: a diverged experiment stops and keeps its last good checkpoint.
+    Returns whether it was reached: a diverged experiment stops and keeps its last good checkpoint.
 
     Raises:
         RunError: the checkpoint is damaged, or of another network.
@@ -41,19 +47,29 @@ def train(experiment: Experiment, run: Run, epochs: int, resume: bool) -> bool:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise RunError(f"the checkpoint in {run.folder} does not fit this run: {error}".splitlines()[0]) from error
         done = state["done"]
-    with progress(epochs, done, "epoch", experiment.name) as bar:
-        while done < epochs:
+    with progress(total, done, unit, experiment.name) as bar:
+        while done < total:
             experiment.epoch()
-            rows = experiment.evaluate(done + 1)
-            if not rows:
+            rows = experiment.evaluate(done + stride)
+            if rows is None:
                 return False
-            done += 1
+            done += stride
             metrics += rows
-            bar.set_postfix_str(experiment.status(rows), refresh=False)
-            bar.update()
-            if run.due() or done == epochs:
+            if rows:
+                bar.set_postfix_str(experiment.status(rows), refresh=False)
+            bar.update(stride)
+            if run.due() or done == total:
                 run.save(experiment.state_dict(), {"done": done}, metrics)
     return True
+
+
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the first difference, unless both have the same names and shapes."""
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state or name not in own:
+            raise ValueError(f"{name} is only in the {'network' if name in own else 'checkpoint'}: another model")
+        if state[name].shape != own[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, the network here {tuple(own[name].shape)}")
 
 
 def load_network(net: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -62,12 +78,7 @@ def load_network(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: they are of another network; names the first difference.
     """
-    own = net.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in state or name not in own:
-            raise ValueError(f"{name} is only in the {'network' if name in own else 'checkpoint'}: another model")
-        if state[name].shape != own[name].shape:
-            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, the network here {tuple(own[name].shape)}")
+    check_state(net.state_dict(), state)
     net.load_state_dict(state)
 
 
@@ -77,10 +88,18 @@ def optimizer_state(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(net: nn.Module, optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_state`."""
+    """The inverse of `optimizer_state`.
+
+    Raises:
+        ValueError: the tensors are not the same kinds for every parameter, or have other shapes.
+    """
+    params = dict(net.named_parameters())
+    kinds = {full.rpartition(".")[2]: x.ndim == 0 for full, x in state.items()}
+    scalar = torch.empty(())
+    check_state({f"{name}.{key}": scalar if kinds[key] else p for name, p in params.items() for key in kinds}, state)
     for full, x in state.items():
         name, _, key = full.rpartition(".")
-        p = net.get_parameter(name)
+        p = params[name]
         optimizer.state[p][key] = x if x.ndim == 0 else x.to(p.device)  # Adam counts its steps on the CPU
 
 

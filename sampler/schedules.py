@@ -5,6 +5,7 @@ Every schedule takes a number or a tensor of iterations and returns the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,8 +63,11 @@ def polynomial_decay(lr: float, power: float, k: Number) -> Number:
 
 
 def annealed(invT: Number, anneal: Number, k: Number) -> Number:
-    """Inverse temperature invT * anneal^k after k annealing events."""
-    return invT * anneal**k
+    """Inverse temperature invT * anneal^k after k annealing events; infinite where that overflows."""
+    try:
+        return invT * anneal**k
+    except OverflowError:
+        return math.inf
 
 
 def sparsity_schedule(target: float, cut: float, gap: float, k: Number) -> Number:

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import gzip
 import hashlib
 import io
 import re
@@ -10,6 +11,7 @@ import socket
 import threading
 import warnings
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -53,6 +55,13 @@ BODIES = {
     "/flipped-stored.zip": flipped(zipped(CONTENT)),
     "/flipped-deflated.zip": flipped(zipped(CONTENT, method=zipfile.ZIP_DEFLATED)),
     "/no-zip.zip": b"<html>moved</html>",
+    "/good.txt.gz": gzip.compress(CONTENT),
+    "/tampered.txt.gz": gzip.compress(OTHER),
+    "/truncated.txt.gz": gzip.compress(CONTENT)[:-12],
+    "/flipped.txt.gz": gzip.compress(CONTENT)[:15] + b"\xff" * 8 + gzip.compress(CONTENT)[23:],
+    "/checksum.txt.gz": gzip.compress(CONTENT)[:-8] + bytes(8),
+    "/no-gzip.txt.gz": b"<html>moved</html>",
+    "/empty.txt.gz": b"",
 }
 
 
@@ -132,6 +141,22 @@ def test_a_member_of_an_archive_lands_in_the_folder(server, tmp_path, archive):
     assert leftovers(tmp_path) == [path]
 
 
+def test_a_gz_file_is_unpacked(server, tmp_path):
+    path = locate(remote(server, "/good.txt.gz"), str(tmp_path))
+    assert path == tmp_path / "set" / "table.txt"
+    assert path.read_bytes() == CONTENT
+    assert leftovers(tmp_path) == [path]
+
+
+def test_a_gz_file_whose_place_ends_in_gz_stays_packed(server, tmp_path):
+    packed = BODIES["/good.txt.gz"]
+    file = replace(remote(server, "/good.txt.gz", content=packed), path="set/table.txt.gz")
+    path = locate(file, str(tmp_path))
+    assert path == tmp_path / "set" / "table.txt.gz"
+    assert path.read_bytes() == packed
+    assert leftovers(tmp_path) == [path]
+
+
 @pytest.mark.parametrize(
     "name, member",
     [
@@ -146,6 +171,13 @@ def test_a_member_of_an_archive_lands_in_the_folder(server, tmp_path, archive):
         ("/tampered-member.zip", "inner/table.txt"),
         ("/flipped-stored.zip", "inner/table.txt"),
         ("/flipped-deflated.zip", "inner/table.txt"),
+        ("/cut/good.txt.gz", None),
+        ("/tampered.txt.gz", None),
+        ("/truncated.txt.gz", None),
+        ("/flipped.txt.gz", None),
+        ("/checksum.txt.gz", None),
+        ("/no-gzip.txt.gz", None),
+        ("/empty.txt.gz", None),
     ],
 )
 def test_a_bad_download_is_an_error_and_leaves_nothing(server, collected, tmp_path, name, member):

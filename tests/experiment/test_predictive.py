@@ -1,12 +1,14 @@
 """The running sums against the mixture itself, by scipy."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import entropy, norm
 
-from experiment.predictive import GaussianMixturePredictive
+from experiment.predictive import CategoricalMixturePredictive, GaussianMixturePredictive
 
 SAMPLES, GROUPS, CELLS, ROWS = 6, 2, 3, 40
 
@@ -114,3 +116,99 @@ def test_a_restored_state_goes_on_exactly(draws):
     whole = filled(*draws)
     for name in ("rmse", "nll", "coverage"):
         assert torch.equal(getattr(copy, name)(), getattr(whole, name)())
+
+
+CLASSES = 4
+WEIGHTS = [0.1, 0.25, 1.0, 0.7, 3.0, 0.3]
+
+
+@pytest.fixture(scope="module")
+def log_probabilities() -> torch.Tensor:
+    """(sample, input, class), from unsure to certain."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 1, (SAMPLES, ROWS, CLASSES)) * rng.choice([0.1, 1, 10, 1000], (SAMPLES, ROWS, 1))
+    return torch.tensor(logits).log_softmax(-1)
+
+
+def mixed(samples, weights=None) -> CategoricalMixturePredictive:
+    predictive = CategoricalMixturePredictive(*samples.shape[1:])
+    for i, sample in enumerate(samples):
+        predictive.update(sample, **({} if weights is None else {"weight": weights[i]}))
+    return predictive
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weighted"])
+def test_class_probabilities_are_weighted_means(log_probabilities, weights):
+    p = np.exp(log_probabilities.numpy())
+    predictive = mixed(log_probabilities, weights)
+    assert predictive.samples == SAMPLES
+    np.testing.assert_allclose(predictive.probabilities(), np.average(p, axis=0, weights=weights), rtol=1e-13)
+    expected = np.average(entropy(p, axis=-1), axis=0, weights=weights)
+    np.testing.assert_allclose(predictive.mean_entropy(), expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(predictive.probabilities().sum(-1), 1, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weight", [1.0, 0.5, 0.03 / 60000])
+def test_one_sample_of_a_classifier_is_its_own_average(log_probabilities, dtype, weight):
+    sample = log_probabilities[0].to(dtype)
+    predictive = mixed(sample[None], [weight])
+    assert predictive.probabilities().dtype == predictive.mean_entropy().dtype == torch.float64
+    torch.testing.assert_close(predictive.probabilities(), sample.double().exp(), rtol=1e-15, atol=0)
+    expected = entropy(sample.double().exp().numpy(), axis=-1)
+    # probabilities do not add up to one exactly, and scipy normalises them
+    tolerance = 10 * torch.finfo(dtype).eps
+    np.testing.assert_allclose(predictive.mean_entropy(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_impossible_classes_have_no_entropy():
+    predictive = mixed(torch.tensor([[[0.0, -torch.inf]], [[-torch.inf, 0.0]]]))
+    assert predictive.probabilities().tolist() == [[0.5, 0.5]] and predictive.mean_entropy().tolist() == [0]
+
+
+def test_a_weight_of_two_is_the_sample_twice(log_probabilities):
+    a = mixed(log_probabilities[:2], [2.0, 1.0])
+    b = mixed(log_probabilities[[0, 1, 0]])
+    torch.testing.assert_close(a.probabilities(), b.probabilities(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(a.mean_entropy(), b.mean_entropy(), rtol=1e-14, atol=1e-300)
+
+
+def test_only_ratios_of_weights_matter(log_probabilities):
+    a, b = mixed(log_probabilities, WEIGHTS), mixed(log_probabilities, [w * 1e-7 for w in WEIGHTS])
+    torch.testing.assert_close(a.probabilities(), b.probabilities(), rtol=1e-13, atol=0)
+
+
+def test_the_order_of_the_samples_does_not_matter(log_probabilities):
+    order = [3, 0, 5, 1, 4, 2]
+    a, b = mixed(log_probabilities, WEIGHTS), mixed(log_probabilities[order], [WEIGHTS[i] for i in order])
+    torch.testing.assert_close(a.probabilities(), b.probabilities(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(a.mean_entropy(), b.mean_entropy(), rtol=1e-13, atol=1e-300)
+
+
+def test_samples_are_not_kept(log_probabilities):
+    def size() -> int:
+        return sum(x.nbytes for x in predictive.state_dict().values())
+
+    predictive = CategoricalMixturePredictive(ROWS, CLASSES)
+    before = size()
+    samples = [sample.clone() for sample in log_probabilities] * 5
+    for sample in samples:
+        predictive.update(sample)
+    gone = [weakref.ref(sample) for sample in samples]
+    del samples, sample
+    assert size() == before and all(reference() is None for reference in gone)
+
+
+def test_a_restored_average_goes_on_exactly(log_probabilities):
+    first = mixed(log_probabilities[:4], WEIGHTS)
+    state = {name: x.clone() for name, x in first.state_dict().items()}
+    copy = CategoricalMixturePredictive(ROWS, CLASSES)
+    copy.load_state_dict(state)
+    for sample, weight in zip(log_probabilities[4:], WEIGHTS[4:], strict=True):
+        copy.update(sample, weight)
+    whole = mixed(log_probabilities, WEIGHTS)
+    assert (copy.samples, copy.sum_weight) == (whole.samples, whole.sum_weight)
+    assert torch.equal(copy.probabilities(), whole.probabilities())
+    assert torch.equal(copy.mean_entropy(), whole.mean_entropy())
+    assert all(torch.equal(x, state[name]) for name, x in first.state_dict().items())
+    assert torch.equal(state["sum_probabilities"], first.sum_probabilities)  # the state itself did not go on

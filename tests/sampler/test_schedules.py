@@ -34,6 +34,7 @@ def test_the_method_chooses_omega_only():
 def test_the_others():
     assert polynomial_decay(0.001, 1 / 3, 8) == pytest.approx(0.0005)
     assert annealed(2.0, 1.5, 2) == pytest.approx(4.5)
+    assert annealed(2.0, 1e200, 2) == float("inf")
     assert sparsity_schedule(0.9, 0.99, 50, 0) == 0
     assert sparsity_schedule(0.9, 0.99, 50, 50) == pytest.approx(0.009)
     assert sparsity_schedule(0.9, 0.99, 50, 1e6) == pytest.approx(0.9)

@@ -428,22 +428,22 @@ def test_the_iteration_of_a_divergence_is_that_of_its_own_chain(partly_diverged,
         _, args = parse([*map(str, TINY), "-thin", "1", "-burn", "0", "-seed", str(row["seed"])])
         simulation = lr_simulation.Simulation(args, [("sgld", 0.1, 0.05)], data)
         finite = []
-        for k in range(40):
-            simulation.advance(k)
+        for _ in range(40):
+            simulation.epoch()
             finite.append(bool(simulation.chains.residual.square().sum().isfinite()))
         assert row["diverged_at"] == finite.index(False) + 1
     assert len({row["diverged_at"] for row in cells}) > 1  # or the test says nothing about seeds
 
 
 def test_when_every_cell_has_a_diverged_chain_and_not_every_chain_has(in_process, tmp_path, monkeypatch):
-    original = lr_simulation.sample
+    original = lr_simulation.train
 
-    def sample(simulation, run):
-        metrics = original(simulation, run)
+    def train(simulation, *settings, **others):
+        completed = original(simulation, *settings, **others)
         simulation.chains.finite[1] = 7
-        return metrics
+        return completed
 
-    monkeypatch.setattr(lr_simulation, "sample", sample)
+    monkeypatch.setattr(lr_simulation, "train", train)
     flags = (*TINY, *ONE_SETTING, "-c", "sa", "em", "-chains", 2)
     result = in_process(lr_simulation, *flags, out=tmp_path / "run")
     assert result.code == 3 and "iteration 8" in result.stderr.splitlines()[-1]
