@@ -29,7 +29,7 @@ from experiment import device, options, report
 from experiment.assessment import attack, load_members, out_of_distribution
 from experiment.board import Board, summary_writer
 from experiment.classifier import AVERAGED, METRICS, Classifier
-from experiment.run import Diverged, Run, replace_file
+from experiment.run import AFTERWARDS, Diverged, Run, replace_file
 from experiment.training import train
 from model.model_zoo_mnist import MODELS
 from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
@@ -41,14 +41,6 @@ BAYESIAN = ("sa", "em", "sghmc")
 METHODS = (*BAYESIAN, "vanilla", "dropout")
 EPOCHS = {("mnist", 1): 200, ("fmnist", 1): 1000}  # published; 200 elsewhere is ours
 INV_T = {"mnist": 1000.0, "fmnist": 2500.0}  # published; 1000 elsewhere is ours
-AFTERWARDS = (
-    "evaluate",
-    "attack",
-    "attack_images",
-    "pgd_images",
-    "pgd_steps",
-    "ood",
-)  # flags of what follows the training
 ELSEWHERE = (*AFTERWARDS, "device", "data_dir", "workers")  # flags that a saved run does not decide
 
 
@@ -134,8 +126,9 @@ class Chain(Classifier):
         for x, y in self.data.train.batches(order, args.train):
             self.net.train()
             self.net.zero_grad()
+            x = self.recipe.augment(x, self.generators["augment"])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                logits = self.forward(self.recipe.augment(x, self.generators["augment"]))
+                logits = self.forward(x)
             potential = self.observations * cross_entropy(logits, y)  # on the scale of the whole data set
             potential.backward()
             if prior:

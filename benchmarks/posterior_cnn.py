@@ -1,4 +1,4 @@
-"""A training step of posterior_cnn.py against the same step with torch.optim.SGD, and the augmentation.
+"""A training step of posterior_cnn.py against the same step with torch.optim.SGD, and its data.
 
     python -m benchmarks.posterior_cnn
 
@@ -52,6 +52,20 @@ def steps(batch: int) -> None:
     record(f"posterior_cnn, batch {batch}", "images/s", {name: IMAGES[batch] / s for name, s in seconds.items()})
 
 
+def loading(name: str) -> None:
+    """Images per second of an epoch with -aug 1, and of its minibatches and their augmentation alone."""
+    data = ImageData(tuple("0123456789"), fake(2000, (1, 28, 28)), fake(10, (1, 28, 28)))
+    _, args = parse(["-data", name, "-aug", "1", "-lr", "1e-9"])
+    chain = Chain(args, data, seed=1)
+
+    def batches() -> None:
+        for x, _ in data.train.batches(torch.randperm(len(data.train)), args.train):
+            chain.recipe.augment(x, chain.generators["augment"])
+
+    seconds = interleaved({"epoch": chain.epoch, "minibatches and augmentation": batches})
+    record(f"posterior_cnn, {name} -aug 1", "images/s", {case: 2000 / s for case, s in seconds.items()})
+
+
 def augmentation() -> None:
     """1000 CIFAR images: one batch on one thread, against torchvision's transforms image by image."""
     recipe, x = RECIPES["cifar10"], fake(1000, (3, 32, 32)).x
@@ -79,6 +93,8 @@ def main() -> None:
     device.prepare()
     for batch in IMAGES:
         steps(batch)
+    for name in ("mnist", "fmnist"):
+        loading(name)
     augmentation()
 
 

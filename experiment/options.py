@@ -110,8 +110,10 @@ def add_prior_options(
     """-v1 -a -b -nu -lamda -sd: what the SSGL prior is the same for all scripts."""
     group = parser.add_argument_group("spike-and-slab prior")
     group.add_argument("-v1", type=positive, default=v1, help="variance of the slab, in units of sigma^2")
-    group.add_argument("-a", type=at_least_one, default=a, help="Beta(a, b) prior of the inclusion rate delta")
-    group.add_argument("-b", type=at_least_one, default=b, help="Beta(a, b) prior of the inclusion rate delta")
+    for name, value in (("-a", a), ("-b", b)):
+        about_default = "" if value is not None else "; default: the number of weights p"
+        text = f"Beta(a, b) prior of the inclusion rate delta{about_default}"
+        group.add_argument(name, type=at_least_one, default=value, help=text)
     group.add_argument("-nu", type=positive, default=nu, help="sigma^2 ~ InvGamma(nu/2, nu lamda/2)")
     group.add_argument("-lamda", type=positive, default=lamda, help="sigma^2 ~ InvGamma(nu/2, nu lamda/2)")
     many = {"nargs": "+"} if isinstance(sd, list) else {}

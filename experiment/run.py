@@ -30,11 +30,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FILES = ("summary.json", "checkpoint.safetensors", "table.csv", "metrics.csv")  # removed in this order
-# flags that do not change the numbers of the run, or ask for what follows it
-NOT_IDENTITY = {
-    *("out", "resume", "save_every", "data_dir", "workers", "device", "tensorboard"),
-    *("evaluate", "attack", "attack_images", "pgd_images", "pgd_steps", "ood"),
-}
+AFTERWARDS = ("evaluate", "attack", "attack_images", "pgd_images", "pgd_steps", "ood")  # asked of a finished run
+# flags that do not change the numbers of a run
+NOT_IDENTITY = {"out", "resume", "save_every", "data_dir", "workers", "device", "tensorboard", *AFTERWARDS}
 
 
 class Diverged(RuntimeError):

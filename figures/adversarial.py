@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
@@ -32,6 +33,7 @@ def draw(runs: list[Path], file: Path) -> Path:
     for i, name in enumerate(names):
         strip = figure.add_subplot(grid[2 * i, :])
         images = load_file(example(runs, name))["example"][:, 0]  # (zeta, h, w) of the first channel
+        images = np.pad(images, ((0, 0), (0, 0), (1, 1)), constant_values=1.0)
         strip.imshow(images.transpose(1, 0, 2).reshape(images.shape[1], -1), cmap="gray", vmin=0, vmax=1)
         centres = [(j + 0.5) * images.shape[2] for j in range(len(ZETAS))]
         strip.set(xticks=centres, xticklabels=[f"{zeta:g}" for zeta in ZETAS], yticks=[])

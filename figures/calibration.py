@@ -61,11 +61,13 @@ def draw(runs: list[Path], file: Path) -> Path:
 
 def histogram(ax, name: str, pools: dict[str, list[dict]]) -> None:
     """Entropy of the predictions, inside (solid) and outside (dashed)."""
+    most = max(float(x.max()) for seeds in pools.values() for s in seeds for x in s.values()) if pools else 1.0
     for method, seeds in pools.items():
         for side, line in (("inside", "-"), ("outside", "--")):
             values = torch.cat([s[f"entropy_{side}"] for s in seeds]).numpy()
             label = NETWORK_LABELS[method] if side == "inside" else None
-            ax.hist(values, 40, (0, 2.3), density=True, histtype="step", color=COLOURS[method], ls=line, label=label)
+            style = {"histtype": "step", "color": COLOURS[method], "linestyle": line}
+            ax.hist(values, bins=40, range=(0, most), density=True, label=label, **style)
     ax.set(title=f"{TITLES.get(name, name)} (solid) and another data set (dashed)", yscale="log")
     ax.set(xlabel="predictive entropy, nats", ylabel="density (log scale)")
     if pools:
