@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from data import images
 from data.augment import RAW, RECIPES, Recipe
-from data.images import ImageData
+from data.image_sets import ImageData, hold_out
 from experiment import device, options, report
 from experiment.assessment import attack, load_members, out_of_distribution
 from experiment.board import Board, summary_writer
@@ -233,7 +233,7 @@ def load_data(args: Namespace) -> tuple[ImageData, ImageData | None]:
 
 def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
     """The data of one seed: with -val its own validation part stands in the place of the test part."""
-    data = images.hold_out(data, args.val, seed) if args.val else data
+    data = hold_out(data, args.val, seed) if args.val else data
     if args.train > len(data.train):
         raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
     return data

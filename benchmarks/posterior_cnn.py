@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from benchmarks.interleaved import interleaved, record
 from data.augment import RAW, RECIPES
-from data.images import ImageData, MemoryImages
+from data.image_sets import ImageData, MemoryImages
 from experiment import device
 from model.model_zoo_mnist import ConvNet
 from posterior_cnn import Chain, parse

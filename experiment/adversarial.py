@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from data.augment import to_unit
-from data.images import Images
+from data.image_sets import Images
 
 ATTACKS = ("fgsm_predicted", "fgsm_true", "pgd")
 Member = Callable[[Tensor], Tensor]

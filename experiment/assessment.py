@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.augment import Recipe
-from data.images import ImageData
+from data.image_sets import ImageData
 
 from .adversarial import Member, accuracy_curves
 from .classification import detection, entropy, mutual_information

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.augment import Recipe
-from data.images import ImageData
+from data.image_sets import ImageData
 from sampler import MagnitudePruner, SSGLPrior
 from sampler.temperature import kinetic_temperature
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from data.augment import Recipe, to_unit
-from data.images import Images
+from data.image_sets import Images
 
 from .adversarial import Member
 from .predictive import CategoricalMixturePredictive

@@ -18,7 +18,8 @@ from torchvision import datasets
 
 from data import images
 from data.files import DataError
-from data.images import NAMES, FolderImages, ImageData, MemoryImages, hold_out, load
+from data.image_sets import FolderImages, ImageData, MemoryImages, hold_out
+from data.images import NAMES, load
 
 REAL = Path(os.environ.get("BSDL_DATA", "nowhere"))
 IDX_FOLDERS = {"mnist": "MNIST", "fmnist": "FashionMNIST"}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from data.augment import RAW, to_unit
-from data.images import MemoryImages
+from data.image_sets import MemoryImages
 from experiment.adversarial import ATTACKS, accuracy_curves, fgsm, gradient, log_mixture, pgd
 from experiment.evaluation import member
 

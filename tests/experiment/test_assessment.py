@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data.augment import RAW, Recipe
-from data.images import ImageData, MemoryImages
+from data.image_sets import ImageData, MemoryImages
 from experiment.adversarial import ATTACKS, accuracy_curves
 from experiment.assessment import ZETAS, attack, load_members, out_of_distribution
 from experiment.classification import detection, entropy, mutual_information

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from data.augment import RAW, Recipe
-from data.images import MemoryImages
+from data.image_sets import MemoryImages
 from experiment.classification import entropy
 from experiment.evaluation import member, predict, predictive
 

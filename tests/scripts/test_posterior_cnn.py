@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import posterior_cnn
 from data import images
-from data.images import ImageData, MemoryImages
+from data.image_sets import ImageData, MemoryImages
 from experiment import classification
 from experiment.packing import unpack
 from model.model_zoo_mnist import ConvNet
