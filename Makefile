@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/.requirements
 DEV := $(VENV)/.requirements-dev
 
-.PHONY: demo test test-fast results results-images bench lint clean
+.PHONY: demo test test-fast results results-images figures-images bench lint clean
 
 demo: $(RUN)
 	$(VENV)/bin/python lr_simulation.py -resume 1
@@ -50,23 +50,31 @@ results: $(RUN)
 	$(call keep,runs/sa_convergence/default,sa_convergence)
 	cp runs/sa_convergence/default/figures/sa_convergence.png figures/
 
-# the reduced schedule of the MNIST and Fashion-MNIST results
-REDUCED := -sn 12 -burn 4 -train 128 -thin 468 -amp 1 -save_samples 1
-ATTACK := -attack_images 2000 -pgd_images 200 -pgd_steps 10
-IMAGE_RUNS = $(wildcard runs/posterior_cnn/*_seed[123]_sn-12_train-128_burn-4_thin-468_amp-1_save_samples-1)
+# the reduced schedules of the MNIST and Fashion-MNIST results
+REDUCED := -train 128 -thin 468 -amp 1
+SHORT := $(REDUCED) -sn 12 -burn 4 -save_samples 1
+ATTACK := -attack 1 -attack_images 2000 -pgd_images 200 -pgd_steps 10
+short_runs = $(wildcard runs/posterior_cnn/*_seed$(1)_sn-12_train-128_burn-4_thin-468_amp-1_save_samples-1)
+long_runs = $(wildcard runs/posterior_cnn/*_seed1_sn-36_train-128_burn-12_thin-468_amp-1)
 
 results-images: $(RUN)
-	for seed in 1 2 3; do for data in mnist fmnist; do for c in sa sghmc dropout vanilla; do \
-	    $(VENV)/bin/python posterior_cnn.py -data $$data -c $$c $(REDUCED) -seed $$seed -resume 1 || exit 1; \
-	done; done; done
-	for run in $(IMAGE_RUNS); do \
+	for c in sa sghmc dropout vanilla; do \
+	    for data in mnist fmnist; do for seed in 1 2; do \
+	        $(VENV)/bin/python posterior_cnn.py -data $$data -c $$c $(SHORT) -seed $$seed -resume 1 || exit 1; \
+	    done; done; \
+	    $(VENV)/bin/python posterior_cnn.py -data fmnist -c $$c $(REDUCED) -sn 36 -burn 12 -resume 1 || exit 1; \
+	done
+	$(MAKE) figures-images
+
+figures-images: $(RUN)
+	for run in $(call short_runs,[12]); do \
 	    case $$run in */mnist_*) other=fmnist;; *) other=mnist;; esac; \
 	    $(VENV)/bin/python posterior_cnn.py -evaluate $$run -ood $$other || exit 1; \
-	    case $$run in *_seed1_*) $(VENV)/bin/python posterior_cnn.py -evaluate $$run -attack 1 $(ATTACK) || exit 1;; esac; \
 	done
-	$(VENV)/bin/python -m experiment.compare table2 $(IMAGE_RUNS)
-	$(VENV)/bin/python -m figures.adversarial figures/adversarial.png $(IMAGE_RUNS)
-	$(VENV)/bin/python -m figures.calibration figures/calibration.png $(IMAGE_RUNS)
+	for run in $(call short_runs,1); do $(VENV)/bin/python posterior_cnn.py -evaluate $$run $(ATTACK) || exit 1; done
+	$(VENV)/bin/python -m experiment.compare table2 $(call short_runs,[12]) $(long_runs)
+	$(VENV)/bin/python -m figures.adversarial figures/adversarial.png $(call short_runs,1)
+	$(VENV)/bin/python -m figures.calibration figures/calibration.png $(call short_runs,[12])
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,8 @@
 """Image classification runs beside each other: python -m experiment.compare NAME RUN_FOLDER ...
 
-Writes results/NAME.csv, one row per run and seed with its provenance, and results/NAME_paired.csv,
-SGHMC-SA minus every other method on the same test images. Gaps between methods are about as large as
+Writes results/NAME.csv, one row per run and seed with its provenance, results/NAME_paired.csv, SGHMC-SA
+minus every other method on the same test images, and NAME_attack.csv and NAME_ood.csv of runs that were
+assessed. Gaps between methods are about as large as
 the standard deviation that 10,000 test images leave, so that only paired differences can show them.
 """
 
@@ -20,8 +21,8 @@ from torch import Tensor
 from .report import PUBLISHED, formatted, over_seeds
 from .run import write_csv
 
-BY = ["data", "aug", "method"]
-SETTINGS = ["sn", "burn", "thin", "train", "amp", "invT"]  # of args.json, for the row's provenance
+BY = ["data", "aug", "sn", "method"]
+SETTINGS = ["sn", "burn", "thin", "train", "amp", "invT"]  # of args.json
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 
 
@@ -77,6 +78,9 @@ def main(name: str, *runs: str) -> None:
     differences = paired(predictions)
     write_csv(PUBLISHED.parent / f"{name}.csv", table)
     write_csv(PUBLISHED.parent / f"{name}_paired.csv", differences)
+    for kind in ("attack", "ood"):
+        if found := [pd.read_csv(path) for run in runs for path in sorted(Path(run).rglob(f"{kind}.csv"))]:
+            write_csv(PUBLISHED.parent / f"{name}_{kind}.csv", pd.concat(found, ignore_index=True))
     metrics = [f"{m}{suffix}" for m in ("accuracy", "nll", "ece", "brier") for suffix in ("", "_averaged")]
     print(formatted(over_seeds(table, BY, metrics), BY, metrics, digits=4).to_string(index=False))
     print(differences.round(4).to_string(index=False))

@@ -61,10 +61,20 @@ def test_a_method_alone_has_no_differences(runs):
     assert compare.paired(predictions).empty
 
 
+def test_runs_of_different_lengths_are_not_compared(runs):
+    _, predictions = compare.collect(runs)
+    longer = {(data, aug, sn + (method == "sa"), method): x for (data, aug, sn, method), x in predictions.items()}
+    assert compare.paired(longer).empty
+
+
 def test_the_command_writes_both_tables(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "PUBLISHED", tmp_path / "published")
     compare.main("mine", *map(str, runs))
     assert len(pd.read_csv(tmp_path / "mine.csv")) == 4 and len(pd.read_csv(tmp_path / "mine_paired.csv")) == 1
+    assert len(pd.read_csv(tmp_path / "mine_attack.csv")) == 4 * 3 * 11
+    assert pd.read_csv(tmp_path / "mine_ood.csv")["score"].value_counts().to_dict() == {
+        "entropy": 4, "mutual_information": 2,
+    }  # fmt: skip
     assert "sa - vanilla" in capsys.readouterr().out
 
 
