@@ -185,7 +185,8 @@ class Run:
         try:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+                # copies, because a tensor inside the file may lie at any address, and sums depend on the alignment
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
             metrics, self._seconds_before = state["metrics"], state["seconds"]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(

@@ -98,6 +98,15 @@ def test_saving_what_was_loaded_writes_the_same_metrics(tmp_path):
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("length", range(1, 60, 7))
+def test_loaded_tensors_are_aligned_like_fresh_ones(tmp_path, length):
+    """Whatever lies before them in the file: matrix products round differently at other addresses."""
+    run = opened(tmp_path)
+    run.save({"a": torch.randn(33), "b": torch.randn(7, 5)}, {"done": 1, "note": "x" * length}, [])
+    tensors, _, _ = run.load()
+    assert all(x.data_ptr() % 64 == 0 for x in tensors.values())
+
+
 def test_a_checkpoint_before_the_first_row_of_metrics(tmp_path):
     opened(tmp_path).save({"x": torch.ones(2)}, {"done": 10}, [])
     loaded, state, rows = opened(tmp_path, resume=1).load()
