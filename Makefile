@@ -62,6 +62,8 @@ results-images: $(RUN)
 	    for data in mnist fmnist; do for seed in 1 2; do \
 	        $(VENV)/bin/python posterior_cnn.py -data $$data -c $$c $(SHORT) -seed $$seed -resume 1 || exit 1; \
 	    done; done; \
+	done
+	for c in sa dropout; do \
 	    $(VENV)/bin/python posterior_cnn.py -data fmnist -c $$c $(REDUCED) -sn 36 -burn 12 -resume 1 || exit 1; \
 	done
 	$(MAKE) figures-images
@@ -72,6 +74,8 @@ figures-images: $(RUN)
 	    $(VENV)/bin/python posterior_cnn.py -evaluate $$run -ood $$other || exit 1; \
 	done
 	for run in $(call short_runs,1); do $(VENV)/bin/python posterior_cnn.py -evaluate $$run $(ATTACK) || exit 1; done
+	$(VENV)/bin/python posterior_cnn.py -evaluate $(filter %_dropout_seed1_sn-36_train-128_burn-12_thin-468_amp-1,$(long_runs)) \
+	    -attack 1 -attack_images 2000 -pgd_images 0
 	$(VENV)/bin/python -m experiment.compare table2 $(call short_runs,[12]) $(long_runs)
 	$(VENV)/bin/python -m figures.adversarial figures/adversarial.png $(call short_runs,1)
 	$(VENV)/bin/python -m figures.calibration figures/calibration.png $(call short_runs,[12])

@@ -79,8 +79,11 @@ def main(name: str, *runs: str) -> None:
     write_csv(PUBLISHED.parent / f"{name}.csv", table)
     write_csv(PUBLISHED.parent / f"{name}_paired.csv", differences)
     for kind in ("attack", "ood"):
-        if found := [pd.read_csv(path) for run in runs for path in sorted(Path(run).rglob(f"{kind}.csv"))]:
-            write_csv(PUBLISHED.parent / f"{name}_{kind}.csv", pd.concat(found, ignore_index=True))
+        found = [path for run in runs for path in sorted(Path(run).rglob(f"{kind}.csv"))]
+        if found:
+            sn = [json.loads((path.parent / "args.json").read_text())["sn"] for path in found]
+            tables = [pd.read_csv(path).assign(sn=n) for path, n in zip(found, sn, strict=True)]
+            write_csv(PUBLISHED.parent / f"{name}_{kind}.csv", pd.concat(tables, ignore_index=True))
     metrics = [f"{m}{suffix}" for m in ("accuracy", "nll", "ece", "brier") for suffix in ("", "_averaged")]
     print(formatted(over_seeds(table, BY, metrics), BY, metrics, digits=4).to_string(index=False))
     print(differences.round(4).to_string(index=False))

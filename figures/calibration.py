@@ -68,7 +68,7 @@ def histogram(ax, name: str, pools: dict[str, list[dict]]) -> None:
             label = NETWORK_LABELS[method] if side == "inside" else None
             style = {"histtype": "step", "color": COLOURS[method], "linestyle": line}
             ax.hist(values, bins=40, range=(0, most), density=True, label=label, **style)
-    ax.set(title=f"{TITLES.get(name, name)} (solid) and another data set (dashed)", yscale="log")
+    ax.set(title=f"{TITLES.get(name, name)}: inside (solid), outside (dashed)", yscale="log")
     ax.set(xlabel="predictive entropy, nats", ylabel="density (log scale)")
     if pools:
         ax.legend()
