@@ -185,7 +185,7 @@ class Run:
         try:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["state"])
-                # copies, because a tensor inside the file may lie at any address, and sums depend on the alignment
+                # copies: a tensor in the file may lie at any address, and matrix products round by their alignment
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
             metrics, self._seconds_before = state["metrics"], state["seconds"]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
