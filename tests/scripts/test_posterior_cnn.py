@@ -472,3 +472,17 @@ def test_images_that_stay_on_disk_give_the_same_numbers(run, pictures, monkeypat
 @pytest.mark.parametrize("method", ["vanilla", "dropout"])
 def test_the_baselines_need_no_sample(run, method):
     assert run(*TINY, "-c", method, "-burn", 3, "-thin", 1000).table["samples"].item() == 0
+
+
+@pytest.mark.slow
+def test_the_compiled_network_trains_as_the_eager_one(run, script, tmp_path):
+    """Up to rounding, over 22 steps; in a process of its own, because the compiler leaves much behind."""
+    flags = (*TINY, "-sn", 2)
+    compiled = script.run(SCRIPT, *flags, "-compile", 1, out=tmp_path / "compiled")
+    assert compiled.code == 0, compiled.stderr
+    if "torch.compile failed" in compiled.stderr:
+        pytest.skip(f"torch.compile does not work here: {compiled.stderr}")
+    eager = run(*flags)
+    ours, theirs = load_file(compiled / "model.safetensors"), load_file(eager / "model.safetensors")
+    for name, x in theirs.items():
+        torch.testing.assert_close(ours[name], x, rtol=0, atol=1e-3)
