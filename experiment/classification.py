@@ -18,10 +18,15 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     return 100 * float((probabilities.argmax(-1) == labels).double().mean())
 
 
+def log_likelihood(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """log p(y | x) of every image, (n), float64, in nats."""
+    of_label = probabilities.gather(-1, labels[:, None]).squeeze(-1).double()
+    return of_label.clamp(min=torch.finfo(torch.float64).tiny).log()
+
+
 def nll(probabilities: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood -log p(y | x), in nats."""
-    of_label = probabilities.gather(-1, labels[:, None]).double()
-    return -float(of_label.clamp(min=torch.finfo(torch.float64).tiny).log().mean())
+    return -float(log_likelihood(probabilities, labels).mean())
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> float:

@@ -2,8 +2,8 @@
 
 Writes results/NAME.csv, one row per run and seed with its provenance, results/NAME_paired.csv, SGHMC-SA
 minus every other method on the same test images, and NAME_attack.csv and NAME_ood.csv of runs that were
-assessed. Gaps between methods are about as large as
-the standard deviation that 10,000 test images leave, so that only paired differences can show them.
+assessed. Gaps between methods are about as large as the standard deviation that 10,000 test images
+leave, so that only paired differences can show them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .classification import log_likelihood
+from .classifier import METRICS
 from .report import PUBLISHED, formatted, over_seeds
 from .run import write_csv
 
@@ -45,9 +47,8 @@ def collect(runs: list[Path]) -> tuple[pd.DataFrame, dict[tuple, dict[int, dict[
 
 def per_image(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Accuracy in percent and negative log-likelihood of every single test image, (n)."""
-    p, y = tensors["probabilities"].double(), tensors["labels"]
-    likelihood = p.gather(-1, y[:, None]).squeeze(-1).clamp(min=torch.finfo(torch.float64).tiny)
-    return {"accuracy": 100 * (p.argmax(-1) == y).double(), "nll": -likelihood.log()}
+    p, y = tensors["probabilities"], tensors["labels"]
+    return {"accuracy": 100 * (p.argmax(-1) == y).double(), "nll": -log_likelihood(p, y)}
 
 
 def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], first: str = "sa") -> pd.DataFrame:
@@ -84,7 +85,7 @@ def main(name: str, *runs: str) -> None:
             sn = [json.loads((path.parent / "args.json").read_text())["sn"] for path in found]
             tables = [pd.read_csv(path).assign(sn=n) for path, n in zip(found, sn, strict=True)]
             write_csv(PUBLISHED.parent / f"{name}_{kind}.csv", pd.concat(tables, ignore_index=True))
-    metrics = [f"{m}{suffix}" for m in ("accuracy", "nll", "ece", "brier") for suffix in ("", "_averaged")]
+    metrics = [f"{m}{suffix}" for m in METRICS for suffix in ("", "_averaged")]
     print(formatted(over_seeds(table, BY, metrics), BY, metrics, digits=4).to_string(index=False))
     print(differences.round(4).to_string(index=False))
 

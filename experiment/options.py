@@ -96,6 +96,15 @@ def add_run_options(parser: Parser, several_seeds: bool = True) -> None:
     group.add_argument("-save_every", type=non_negative, default=10.0, help="seconds between checkpoints")
 
 
+def add_pruning_options(parser: Parser, *, sparse: float) -> argparse._ArgumentGroup:
+    """-sparse -cut -gap: the target and the schedule of magnitude pruning."""
+    group = parser.add_argument_group("pruning")
+    group.add_argument("-sparse", type=fraction, default=sparse, help="magnitude pruning: zeros / all parameters")
+    group.add_argument("-cut", type=open_unit, default=0.99, help="s_k = S (1 - cut^(k/gap))")
+    group.add_argument("-gap", type=positive, default=50.0, help="s_k = S (1 - cut^(k/gap))")
+    return group
+
+
 def add_device_options(parser: Parser) -> None:
     """-device -amp -compile."""
     group = parser.add_argument_group("device")

@@ -138,16 +138,6 @@ def test_every_flag_is_accepted(all_flags):
         assert given in ("not kept", values[0], str(values[0])) or given == list(values), flag
 
 
-def test_every_flag_is_explained(capsys):
-    parser, _ = parse([])
-    with pytest.raises(SystemExit) as stop:
-        parse(["-h"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for action in parser._actions:
-        assert action.help and action.option_strings[0] in text
-
-
 def test_saved_draws(two_chains):
     import arviz
 

@@ -263,16 +263,6 @@ def test_every_flag_is_accepted(all_flags):
     assert set(attacked["n"]) == {20, 5} and not Path("nowhere").exists()
 
 
-def test_every_flag_is_explained(capsys):
-    parser, _ = posterior_cnn.parse([])
-    with pytest.raises(SystemExit) as stop:
-        posterior_cnn.parse(["-h"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for action in parser._actions:
-        assert action.help and action.option_strings[0] in text
-
-
 @pytest.mark.parametrize("flags", [(), ("-c", "dropout"), ("-val", 0.2)], ids=text)
 def test_several_seeds_are_the_single_runs(run, tmp_path, flags):
     flags = (*TINY, *flags)

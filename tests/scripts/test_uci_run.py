@@ -127,16 +127,6 @@ def test_every_flag_is_accepted(all_flags):
     assert not Path("nowhere").exists()
 
 
-def test_every_flag_is_explained(capsys):
-    parser, _ = uci_run.parse([])
-    with pytest.raises(SystemExit) as stop:
-        uci_run.parse(["-h"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for action in parser._actions:
-        assert action.help and action.option_strings[0] in text
-
-
 def test_validation_does_not_look_at_the_test_rows(in_process, tmp_path, monkeypatch):
     """The same numbers with every test row of both splits replaced by NaN, and other numbers without -val."""
     x, y = uci.load("diabetes")

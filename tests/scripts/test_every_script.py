@@ -1,0 +1,19 @@
+"""What is the same for every script."""
+
+import pytest
+
+import lr_simulation
+import posterior_cnn
+import sa_convergence
+import uci_run
+
+
+@pytest.mark.parametrize("module", [lr_simulation, uci_run, posterior_cnn, sa_convergence], ids=lambda m: m.__name__)
+def test_every_flag_is_explained(module, capsys):
+    parser, _ = module.parse([])
+    with pytest.raises(SystemExit) as stop:
+        module.parse(["-h"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for action in parser._actions:
+        assert action.help and action.option_strings[0] in text
