@@ -122,7 +122,7 @@ class SSGLPrior:
         v0, v1: scale of the spike, variance of the slab; numbers or (*chains).
         a, b: Beta prior of delta_l.  nu, lamda: inverse-gamma prior of sigma^2.
         omega: k -> omega_k, a number or (*chains) (see schedules.py).
-        sigma, kappa0, kappa1: initial values, numbers or (*chains).
+        sigma, kappa0, kappa1, delta: initial values, numbers or (*chains).
         chains: leading chain dimensions.
         observations: N of a regression, where `update` gets a residual; 0 for classification.
         fix_scale: keep delta and sigma^2 at their initial values.
@@ -146,6 +146,7 @@ class SSGLPrior:
         sigma: Latent,
         kappa0: Latent,
         kappa1: Latent,
+        delta: Latent = 0.5,
         chains: tuple[int, ...] = (),
         observations: int = 0,
         fix_scale: bool = False,
@@ -167,7 +168,7 @@ class SSGLPrior:
         self.rho = [filled(0.5, w) for w in self.layers]
         self.kappa0 = [filled(kappa0, w) for w in self.layers]
         self.kappa1 = [filled(kappa1, w) for w in self.layers]
-        self.delta = [filled(0.5, layer_sum(w, len(chains))) for w in self.layers]
+        self.delta = [filled(delta, layer_sum(w, len(chains))) for w in self.layers]
         self.sigma2 = filled(sigma, first.new_empty(chains)) ** 2
 
     @torch.no_grad()

@@ -1,0 +1,33 @@
+"""Weights of a trained network, from a run folder or a file."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers by name: of a run's folder, a .safetensors file, or a PyTorch state_dict.
+
+    Old state_dicts load as well; nothing but tensors is ever unpickled.
+
+    Raises:
+        ValueError: there is nothing, or something else, at `path`.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file} holds no weights: {error}".splitlines()[0]) from error
+    if not isinstance(weights, dict) or not all(isinstance(x, Tensor) for x in weights.values()):
+        raise ValueError(f"{file} holds no state_dict, names and tensors")
+    return dict(weights)
