@@ -12,33 +12,36 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-import pandas as pd
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from data import images
 from data.augment import RECIPES, Recipe
 from data.image_sets import ImageData, hold_out
-from experiment import device, options
+from experiment import device, distributed, options
 from experiment.board import Board, summary_writer
+from experiment.classification import scores
 from experiment.classifier import Classifier
-from experiment.pretrained import read_weights
-from experiment.run import Diverged, Run, replace_file
-from experiment.training import load_network, train
+from experiment.pretrained import load_pretrained
+from experiment.run import Diverged, Run
+from experiment.seeds import fit, fit_seeds, table_of
 from model.resnet import ResNet
 from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
+from sampler.magnitude_pruning import keep_largest, keep_largest_units, keep_likeliest
 from sampler.noise import stream
-from sampler.schedules import RobbinsMonro, adaptation, annealed
+from sampler.schedules import RobbinsMonro, adaptation, annealed, stepwise
 from sampler.sgmcmc import check_sghmc
 
 PRESETS = {0.3: (0.5, 1e-3), 0.5: (0.1, 5e-4), 0.7: (0.1, 5e-5), 0.9: (0.005, 1e-5)}  # sparsity: v0, v1, published
+DENSE = {"lr": 2e-6, "invT": 20000.0, "anneal": 1.0}  # published for -prune 0
+SPARSE = {"lr": 2e-9, "invT": 1000.0, "anneal": 1.005}  # and for -prune 1
 EPOCH = 50  # iterations of a published epoch: 50,000 images in minibatches of 1000
+PRUNING = ("weight", "unit", "rho")
 
 
 def recipe(args: Namespace) -> Recipe:
-    """The data set's normalisation, with its augmentation only if -aug 1."""
+    """The data set's normalisation, with its augmentation if -aug 1."""
     full = RECIPES[args.data]
     return full if args.aug else Recipe(mean=full.mean, sd=full.sd)
 
@@ -51,30 +54,40 @@ def network(args: Namespace, data: ImageData) -> nn.Module:
 
 
 def ssgl_prior(args: Namespace, net: nn.Module, observations: float) -> SSGLPrior:
-    """SSGL on the sparse layers, N(0, 1/(wdecay N)) on the rest; without -prune the latter on all."""
+    """SSGL on the sparse layers, N(0, 1/(wdecay N)) on the rest; with -prune 0 the latter on all."""
     params = dict(net.named_parameters())
-    sparse = [params[name] for name in net.sparse_layers]
-    rest = [p for name, p in params.items() if name not in net.sparse_layers]
-    plain = not args.prune  # the SSGL form with kappa0 = 0, kappa1 = precision, sigma = 1, and omega = 0
     precision = args.wdecay * observations
+    plain = not args.prune  # the SSGL form with kappa0 = 0, kappa1 = precision, sigma = 1, and omega = 0
     return SSGLPrior(
-        sparse,
+        [params[name] for name in net.sparse_layers],
         v0=args.v0,
         v1=args.v1,
         a=args.a,
         b=args.b,
         nu=args.nu,
         lamda=args.lamda,
-        # + 1: the released counter is one ahead
+        # da + 1: the released counter is one ahead
         omega=adaptation("sghmc" if plain else args.c, RobbinsMonro(args.dc, args.da + 1, args.dalpha)),
         sigma=1.0 if plain else args.sd,
         kappa0=0.0 if plain else args.wdecay,
         kappa1=precision if plain else args.wdecay,
         delta=args.theta,
         fix_scale=bool(args.fix_scale),
-        gaussian=rest,
+        gaussian=[p for name, p in params.items() if name not in net.sparse_layers],
         precision=precision,
     )
+
+
+def magnitude_pruner(args: Namespace, prior: SSGLPrior, total: int) -> MagnitudePruner:
+    """The pruner of -pruning; it counts one ahead, as released."""
+    rules = {
+        "weight": lambda _, beta, fraction: keep_largest(beta, fraction),
+        "unit": lambda _, beta, fraction: keep_largest_units(beta, fraction),
+        "rho": lambda i, beta, fraction: keep_likeliest(beta, prior.rho[i], fraction),
+    }
+    with options.about("-sparse"):
+        target = args.sparse if args.prune else 0.0
+        return MagnitudePruner(prior.layers, total, target, args.cut, args.gap, offset=1, rule=rules[args.pruning])
 
 
 class Chain(Classifier):
@@ -84,29 +97,22 @@ class Chain(Classifier):
         self.args = args
         torch.manual_seed(stream(seed, "init").initial_seed())
         net = network(args, data)
-        if args.pretrained:
-            with options.about("-pretrained"):
-                load_network(net, read_weights(Path(args.pretrained)))
-        self.n = args.N or len(data.train)  # N of the potential
+        self.potential_scale = args.N or len(data.train)  # N
+        self.dense: dict[str, float] = {}  # scores of the network at the start
         generators = {"order": stream(seed, "order")}
         generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
         with options.about("-momentum"):
             check_sghmc(args.lr, args.momentum)
         noise = FlatNoise(generators["noise"])
-        sampler = SGHMC(net.parameters(), lr=args.lr, momentum=args.momentum, invT=args.invT, noise=noise)
-        prior = ssgl_prior(args, net, self.n)
-        total = sum(p.numel() for p in net.parameters())
-        with options.about("-sparse"):
-            # offset 1: the released counter is one ahead
-            pruner = MagnitudePruner(prior.layers, total, args.sparse if args.prune else 0.0, args.cut, args.gap, 1)
+        prior = ssgl_prior(args, net, self.potential_scale)
         super().__init__(
             f"{args.data} {args.c if args.prune else 'dense'} seed {seed}",
             data,
             net,
             recipe(args),
-            sampler,
+            SGHMC(net.parameters(), lr=args.lr, momentum=args.momentum, invT=args.invT, noise=noise),
             prior,
-            pruner,
+            magnitude_pruner(args, prior, sum(p.numel() for p in net.parameters())),
             generators,
             amp=bool(args.amp),
             compiled=bool(args.compile),
@@ -116,19 +122,25 @@ class Chain(Classifier):
         )
         self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
 
+    def start_from(self, weights: Path) -> None:
+        """Load a trained network, and keep its scores."""
+        load_pretrained(self.net, weights)
+        self.dense = scores(self.predict().exp(), self.data.test.y)
+
     def epoch(self) -> None:
         """Algorithm 1 over one pass through the training images."""
         args, done = self.args, self.iterations // self.batches
         order = torch.randperm(self.observations, generator=self.generators["order"])[: self.batches * args.train]
-        lr = args.lr * 0.1 ** sum(done >= milestone for milestone in args.milestones)
-        self.sampler.param_groups[0].update(lr=lr, invT=annealed(args.invT, args.anneal, done))
-        for x, y in self.data.train.batches(order, args.train):
+        lr, invT = stepwise(args.lr, args.milestones, done), annealed(args.invT, args.anneal, done)
+        self.sampler.param_groups[0].update(lr=lr, invT=invT)
+        rank, world = distributed.rank(), distributed.world()
+        for x, y in self.data.train.batches(*distributed.share(order, args.train)):
             self.net.train()
             self.net.zero_grad()
-            x = self.recipe.augment(x, self.generators["augment"])
+            x = self.recipe.augment(x, self.generators["augment"], rank, world)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
                 logits = self.forward(x)
-            potential = self.n * cross_entropy(logits, y)  # on the scale of the whole data set
+            potential = self.potential_scale * cross_entropy(logits, y)  # on the scale of the whole data set
             potential.backward()
             self.prior.add_grad()
             self.sampler.step()
@@ -139,6 +151,17 @@ class Chain(Classifier):
         if done >= args.sn - args.average:
             self.keep_sample()
 
+    def result(self) -> dict:
+        return super().result() | {f"{name}_dense": value for name, value in self.dense.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        dense = {f"dense.{name}": torch.tensor(value, dtype=torch.float64) for name, value in self.dense.items()}
+        return super().state_dict() | dense
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.dense = {name[6:]: float(x) for name, x in state.items() if name.startswith("dense.")}
+        super().load_state_dict({name: x for name, x in state.items() if not name.startswith("dense.")})
+
 
 def parse(argv: list[str] | None = None):
     parser = options.Parser(description="Sparse residual networks by SGHMC-SA, SGHMC-EM and SGHMC.")
@@ -147,84 +170,175 @@ def parse(argv: list[str] | None = None):
     parser.add_argument("-size", type=options.count, default=None, help="-data folder: scale images to size x size")
     parser.add_argument("-workers", type=options.whole, default=2, help="processes that read images from disk")
     parser.add_argument("-depth", type=options.count, default=20, help="depth of the ResNet, 6 n + 2")
-    parser.add_argument("-c", choices=("sa", "em", "sghmc"), default="sa", help="omega_k of the latent variables")
+    parser.add_argument("-prune", type=options.switch, default=0, help="0: dense sampling; 1: sparse fine-tuning of it")
+    parser.add_argument("-c", choices=("sa", "em", "sghmc"), default="sa", help="-prune 1: omega_k of the sampler")
+    parser.add_argument(
+        "-pretrained",
+        default=None,
+        help="network to start from: a file, or a run's folder; "
+        "default with -prune 1: runs/bayes_cnn/dense_<data>_<model>_seed<seed>",
+    )
     parser.add_argument("-aug", type=options.switch, default=1, help="1: augmented training images")
-    parser.add_argument("-pretrained", default=None, help="weights to start from: a file, or the folder of a run")
-    parser.add_argument("-invT", type=options.positive, default=1000.0, help="inverse temperature")
-    parser.add_argument("-anneal", type=options.at_least_one, default=1.0, help="invT grows by it per epoch")
-    parser.add_argument("-lr", type=options.positive, default=2e-9, help="step size")
+    parser.add_argument("-invT", type=options.positive, default=None, help="inverse temperature; default published")
+    parser.add_argument(
+        "-anneal", type=options.at_least_one, default=None, help="invT grows by it per epoch; default published"
+    )
+    parser.add_argument("-lr", type=options.positive, default=None, help="step size; default published")
+    parser.add_argument(
+        "-milestones",
+        type=options.whole,
+        nargs="*",
+        default=None,
+        metavar="EPOCH",
+        help="epochs after which the step size is divided by 10; default 70%% and 90%% of -sn",
+    )
     parser.add_argument("-momentum", type=options.fraction, default=0.9, help="1 - friction")
     parser.add_argument("-wdecay", type=options.non_negative, default=5e-4, help="Gaussian prior of precision wdecay N")
-    parser.add_argument("-N", type=options.positive, default=None, help="observations of the potential; default: all")
+    parser.add_argument(
+        "-N",
+        type=options.positive,
+        default=None,
+        help="observations that the potential stands for; default: the training images",
+    )
     parser.add_argument("-sn", type=options.count, default=1000, help="epochs")
-    parser.add_argument("-milestones", type=options.whole, nargs="*", default=None, help="epochs after which lr falls")
+    parser.add_argument(
+        "-scale_to",
+        type=options.count,
+        default=None,
+        metavar="T0",
+        help="squeeze the schedules of a "
+        "run of T0 iterations (published: 50000) into this one: -lr -gap -da -dc -anneal",
+    )
     parser.add_argument("-average", type=options.whole, default=0, help="posterior average over the last epochs")
-    parser.add_argument("-train", type=options.count, default=1000, help="minibatch size")
+    parser.add_argument("-train", type=options.count, default=1000, help="minibatch size, of all processes together")
     parser.add_argument("-test", type=options.count, default=1000, help="minibatch size of evaluations")
     parser.add_argument("-val", type=options.fraction, default=0.0, help="evaluate on this share of the training part")
-    prior = options.add_prior_options(parser, v1=1e-5, a=2.7e5, b=2.7e5, sd=1.0, nu=1000.0, lamda=1000.0)
-    prior.add_argument("-v0", type=options.positive, default=0.005, help="scale of the spike")
+    prior = options.add_prior_options(parser, v1=None, a=2.7e5, b=2.7e5, sd=1.0, nu=1000.0, lamda=1000.0)
+    prior.add_argument("-v0", type=options.positive, default=None, help="scale of the spike")
     prior.add_argument("-theta", type=options.open_unit, default=0.5, help="delta_0, initial inclusion rate")
     prior.add_argument("-fix_scale", type=options.switch, default=0, help="1 keeps delta and sigma^2 fixed")
     options.add_adaptation_options(parser, dc=0.02, da=1000.0, dalpha=0.75)
-    pruning = options.add_pruning_options(parser, sparse=0.9)
-    pruning.add_argument("-prune", type=options.switch, default=0, help="1: sparse fine-tuning of a dense network")
-    parser.add_argument("-scale_to", type=options.count, default=None, metavar="T0", help="see below")
+    pruning = options.add_pruning_options(parser, sparse=None)
+    pruning.add_argument(
+        "-pruning",
+        choices=PRUNING,
+        default="weight",
+        help="what goes first: the smallest weights, the smallest filters, or the least probable weights",
+    )
+    pruning.add_argument("-preset", type=float, choices=PRESETS, default=0.9, help="a published row: -sparse -v0 -v1")
     options.add_device_options(parser)
+    parser.add_argument("-gpu", type=options.whole, default=None, metavar="N", help="the same as -device cuda:N")
     options.add_run_options(parser)
     run = parser.add_argument_group("what is kept")
     run.add_argument("-save", type=options.switch, default=1, help="1: the last network, model.safetensors")
     run.add_argument("-tensorboard", type=options.switch, default=0, help="1: metrics for TensorBoard as well")
+    run.add_argument("-export", default=None, metavar="DIR", help="write the compact network and ONNX there")
+    run.add_argument("-half", type=options.switch, default=0, help="-export: values in half precision")
     args = parser.parse_args(argv)
-    if args.milestones is None:
-        args.milestones = [args.sn * 7 // 10, args.sn * 9 // 10]
+    v0, v1 = PRESETS[args.preset]
+    published = {"sparse": args.preset, "v0": v0, "v1": v1} | (SPARSE if args.prune else DENSE)
+    published["milestones"] = [args.sn * 7 // 10, args.sn * 9 // 10]
+    for name, value in published.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.gpu is not None:
+        args.device = f"cuda:{args.gpu}"
+    parser.set_defaults(**published)
     return parser, args
 
 
-def scaled(args: Namespace, iterations: int) -> Namespace:
-    """The schedules of a run of args.scale_to iterations, squeezed into `iterations`."""
+def stem(args: Namespace, seed: int, seeds: int = 1) -> str:
+    """Start of the default folder's name: all of it for a dense run, which -prune 1 must find."""
+    method = f"{args.c}_{args.sparse:g}" if args.prune else "dense"
+    return f"{method}_{args.data}_resnet{args.depth}_seed{seed}" + (f"_seeds{seeds}" if seeds > 1 else "")
+
+
+def dense_folder(args: Namespace, seed: int) -> Path:
+    """Where -prune 1 starts without -pretrained.
+
+    Raises:
+        ValueError: there is no dense network of this seed; says which command makes one.
+    """
+    dense = Namespace(**(vars(args) | {"prune": 0}))
+    folder = Path("runs/bayes_cnn") / stem(dense, seed)
+    several = sorted(folder.parent.glob(f"{stem(dense, 0)[:-1]}*_seeds*/seed{seed}"))
+    for candidate in (folder, *several):
+        if (candidate / "model.safetensors").exists():
+            return candidate
+    raise ValueError(
+        f"argument -prune: no dense network in {folder}; make one with `python bayes_cnn.py -lr 2e-6 -invT 20000 "
+        f"-save 1 -prune 0 -data {args.data} -depth {args.depth} -seed {seed}`, or name one with -pretrained"
+    )
+
+
+def scaled(args: Namespace, batches: int) -> Namespace:
+    """The schedules of a run of args.scale_to iterations in the time of this one.
+
+    With R = T0 / T: lr R, so that the distance travelled stays the same, gap / R, da / R, dc R^(1 - dalpha), so that
+    the sum of omega_k does, and an annealing that ends at the same temperature.
+    """
     if not args.scale_to:
         return args
-    ratio = args.scale_to / iterations
-    published_epochs = args.scale_to / EPOCH
+    ratio = args.scale_to / (args.sn * batches)
     changed = {
         "lr": args.lr * ratio,
         "gap": args.gap / ratio,
         "da": args.da / ratio,
         "dc": args.dc * ratio ** (1 - args.dalpha),
-        "anneal": args.anneal ** (published_epochs / args.sn),
+        "anneal": args.anneal ** (args.scale_to / EPOCH / args.sn),
     }
     return Namespace(**(vars(args) | changed))
 
 
-def fit(args: Namespace, data: ImageData, seed: int, run: Run) -> str:
-    """Train one seed, and write its results; returns '' or how it diverged."""
-    if args.resume and run.finished:
-        return ""
-    chain = Chain(args, data, seed, run.folder)
-    if not train(chain, run, args.sn, bool(args.resume)):
-        return chain.divergence()
-    files = {"predictions": chain.predictions()} | ({"model": chain.net.state_dict()} if args.save else {})
-    for name, tensors in files.items():
-        tensors = {key: x.cpu().contiguous() for key, x in tensors.items()}
-        replace_file(run.folder / f"{name}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
-    row = {"data": args.data, "aug": args.aug, "method": args.c if args.prune else "dense", "seed": seed}
-    table = pd.DataFrame([row | chain.result()])
-    run.finish(table, table.drop(columns=list(row)).astype(float).mean().to_dict() | {"seconds": run.seconds})
-    print(table.T.to_string(header=False))
-    return ""
+def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
+    """The data of one seed: with -val its own validation part stands in the place of the test part."""
+    data = hold_out(data, args.val, seed) if args.val else data
+    if args.train > len(data.train):
+        raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
+    return data
 
 
 def main() -> int:
     parser, args = parse()
     device.prepare()
-    data = images.load(args.data, args.data_dir, args.size, workers=args.workers).to(device.resolve(args.device))
-    if args.val:
-        data = hold_out(data, args.val, args.seed)
-    run = Run("bayes_cnn", f"{args.c}_seed{args.seed}", vars(args))
-    args = scaled(args, args.sn * (len(data.train) // args.train))
-    if failed := fit(args, data, args.seed, run):
-        raise Diverged(failed)
+    ignore = ("out", "resume", "save_every", "data", "data_dir", "workers", "c", "seed", "seeds", "prune", "preset")
+    with parser.checked():
+        where = device.resolve(args.device)
+        distributed.start(where)
+        data = images.load(args.data, args.data_dir, args.size, workers=args.workers).to(where)
+        first = split(args, data, args.seed)
+        plan = scaled(args, len(first.train) // args.train)
+        seeds = range(args.seed, args.seed + args.seeds)
+        starts = dict.fromkeys(seeds, Path(args.pretrained) if args.pretrained else None)
+        if args.prune and not args.pretrained:
+            starts = {seed: dense_folder(args, seed) for seed in seeds}
+        Chain(plan, first, args.seed)  # checks the settings
+        for path in filter(None, starts.values()):
+            load_pretrained(network(args, data), path)
+        if args.tensorboard:
+            summary_writer()
+        name = "_".join(
+            filter(None, [stem(args, args.seed, args.seeds), parser.changed(args, ignore) if args.prune else ""])
+        )
+        run = Run("bayes_cnn", name, vars(args))
+    key = {"data": args.data, "model": f"resnet{args.depth}", "aug": args.aug}
+    key |= (
+        {"method": args.c, "target": args.sparse, "pruning": args.pruning}
+        if args.prune
+        else {"method": "dense", "target": 0.0, "pruning": ""}
+    )
+
+    def fit_one(seed: int, each: Run) -> str:
+        chain = Chain(plan, split(args, data, seed), seed, each.folder)
+        if starts[seed] and not each.started:
+            chain.start_from(starts[seed])
+        return fit(args, chain, each, key, seed)
+
+    runs, diverged = fit_seeds(args, run, key, fit_one)
+    table = table_of(runs)
+    print(table.T.to_string(header=False))
+    if diverged:
+        raise Diverged(diverged)
     return 0
 
 

@@ -67,7 +67,7 @@ def iteration(chains, x, y, noise, lr, omega, *, observations, v0, v1, a, b, nu,
     rho = ssgl.average(rho, ssgl.inclusion_probability(beta, delta, v0, v1, sigma), omega)
     new_kappa0, new_kappa1 = ssgl.penalties(rho, v0, v1)
     kappa0, kappa1 = ssgl.average(kappa0, new_kappa0, omega), ssgl.average(kappa1, new_kappa1, omega)
-    delta = ssgl.average(delta, ssgl.inclusion_rate(rho, a, b, 2), omega)
+    delta = ssgl.average(delta, ssgl.inclusion_rate(ssgl.layer_sum(rho, 2), rho.shape[-1], a, b), omega)
     l1, l2 = ssgl.penalty_sums(beta, kappa0, kappa1, 2)
     squares = weight * residual.square().sum(-1, keepdim=True)
     new_sigma = ssgl.sigma_regression(l1, l2, squares, observations, beta.shape[-1], nu, lamda)

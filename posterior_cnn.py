@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -29,8 +28,8 @@ from experiment import device, options, report
 from experiment.assessment import attack, load_members, out_of_distribution
 from experiment.board import Board, summary_writer
 from experiment.classifier import AVERAGED, METRICS, Classifier
-from experiment.run import AFTERWARDS, Diverged, Run, replace_file
-from experiment.training import train
+from experiment.run import AFTERWARDS, Diverged, Run
+from experiment.seeds import fit, fit_seeds, table_of
 from model.model_zoo_mnist import MODELS
 from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
 from sampler.noise import stream
@@ -236,32 +235,6 @@ def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
     return data
 
 
-def fit(args: Namespace, data: ImageData, seed: int, run: Run) -> str:
-    """Train one seed, and write its results; returns '' or how it diverged."""
-    if args.resume and run.finished:
-        return ""
-    chain = Chain(args, data, seed, run.folder)
-    if not train(chain, run, args.sn, bool(args.resume)):
-        return chain.divergence()
-    files = {"predictions": chain.predictions()} | ({"model": chain.net.state_dict()} if args.save else {})
-    for name, tensors in files.items():
-        tensors = {key: x.cpu().contiguous() for key, x in tensors.items()}
-        replace_file(run.folder / f"{name}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
-    row = {"data": args.data, "aug": args.aug, "method": args.c, "seed": seed}
-    finish(pd.DataFrame([row | chain.result()]), args, run)
-    return ""
-
-
-def finish(table: pd.DataFrame, args: Namespace, run: Run) -> None:
-    """table.csv and summary.json: means over the seeds."""
-    means = table.drop(columns=["data", "aug", "method", "seed"]).astype(float).mean().to_dict()
-    on = "validation" if args.val else "test"
-    where = device.resolve(args.device)
-    where = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
-    summary = {"seeds": len(table), "evaluated_on": on, "device": where, "seconds": run.seconds}
-    run.finish(table, means | summary)
-
-
 def assess(args: Namespace, data: ImageData, outside: ImageData | None, seed: int, run: Run) -> None:
     """-attack and -ood for one finished seed."""
     members = load_members(run, network(args, data), recipe(args), averaged=args.c in BAYESIAN)
@@ -307,25 +280,23 @@ def main() -> int:
                 f"argument -thin: no sample in {args.sn} epochs, {args.burn} of burn-in, thinned by {args.thin}"
             )
         run = Run("posterior_cnn", "_".join(filter(None, [stem, parser.changed(args, ignore)])), vars(args))
+    key = {"data": args.data, "aug": args.aug, "method": args.c}
     if args.evaluate:
-        table, diverged = pd.read_csv(run.folder / "table.csv"), []
+        table, diverged = pd.read_csv(run.folder / "table.csv"), ""
         runs = finished_parts(run, table["seed"])
     else:
-        seeds = range(args.seed, args.seed + args.seeds)
-        runs = {seed: run.part(f"seed{seed}") if args.seeds > 1 else run for seed in seeds}
-        diverged = list(filter(None, [fit(args, split(args, data, s), s, each) for s, each in runs.items()]))
-        runs = {seed: each for seed, each in runs.items() if each.finished}
-        if not runs:
-            raise Diverged("; ".join(diverged))
-        table = pd.concat([pd.read_csv(each.folder / "table.csv") for each in runs.values()], ignore_index=True)
-        if not run.finished:
-            finish(table, args, run)
+
+        def fit_one(seed: int, each: Run) -> str:
+            return fit(args, Chain(args, split(args, data, seed), seed, each.folder), each, key, seed)
+
+        runs, diverged = fit_seeds(args, run, key, fit_one)
+        table = table_of(runs)
     show(table)
     for seed, each in runs.items() if args.attack or args.ood else ():
         assess(args, split(args, data, seed), outside, seed, each)
     print(f"results: {run.folder}")
     if diverged:
-        raise Diverged("; ".join(diverged))
+        raise Diverged(diverged)
     return 0
 
 

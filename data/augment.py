@@ -106,23 +106,24 @@ class Recipe:
             return x
         return (x - _per_channel(self.mean, x.device)) / _per_channel(self.sd, x.device)
 
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, x: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1) -> Tensor:
         """uint8 images (n, c, h, w) -> augmented, normalised float32 images, channels_last.
 
-        generator: of the images' device.
+        generator: of the images' device.  rank, world: x are the images rank, rank + world, ... of a minibatch
+        of n world, and get the random numbers that they would get in the whole.
         """
-        n, _, h, w = x.shape
+        n, (h, w), mine = len(x) * world, x.shape[-2:], slice(rank, None, world)
         uniform = {"generator": generator, "device": x.device}
         if self.padding:
-            x = crop(x, torch.randint(2 * self.padding + 1, (n, 2), **uniform), self.padding)
+            x = crop(x, torch.randint(2 * self.padding + 1, (n, 2), **uniform)[mine], self.padding)
         if self.flip:
-            x = flip(x, torch.rand(n, **uniform) < 0.5)
+            x = flip(x, torch.rand(n, **uniform)[mine] < 0.5)
         x = to_unit(x)
         if self.degrees:
-            x = rotate(x, self.degrees * (2 * torch.rand(n, **uniform) - 1))
+            x = rotate(x, self.degrees * (2 * torch.rand(n, **uniform)[mine] - 1))
         x = self.normalise(x)
         if self.erase:
-            x = erase(x, erasing_boxes(n, h, w, generator), _per_channel(self.erase, x.device))
+            x = erase(x, erasing_boxes(n, h, w, generator)[mine], _per_channel(self.erase, x.device))
         return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -17,6 +17,7 @@ from data.image_sets import ImageData
 from sampler import MagnitudePruner, SSGLPrior
 from sampler.temperature import kinetic_temperature
 
+from . import distributed
 from .board import Board
 from .classification import entropy, scores
 from .compiled import Step
@@ -70,7 +71,7 @@ class Classifier:
         self.name, self.data, self.net, self.recipe = name, data, net, recipe
         self.sampler, self.prior, self.pruner, self.generators = sampler, prior, pruner, dict(generators)
         self.amp, self.test_batch, self.folder, self.board = amp, test_batch, folder, board
-        self.forward = Step(net, compiled=compiled)
+        self.forward = Step(distributed.replicate(net), compiled=compiled)
         self.device = next(net.parameters()).device
         self.observations = len(data.train)  # N
         self.iterations = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 
 import torch
 
@@ -13,11 +14,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 def resolve(name: str) -> torch.device:
     """The device of a -device flag: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
 
+    Under torchrun "auto" and "cuda" are the GPU of this process.
+
     Raises:
         ValueError: no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

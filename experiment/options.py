@@ -96,7 +96,7 @@ def add_run_options(parser: Parser, several_seeds: bool = True) -> None:
     group.add_argument("-save_every", type=non_negative, default=10.0, help="seconds between checkpoints")
 
 
-def add_pruning_options(parser: Parser, *, sparse: float) -> argparse._ArgumentGroup:
+def add_pruning_options(parser: Parser, *, sparse: float | None) -> argparse._ArgumentGroup:
     """-sparse -cut -gap: the target and the schedule of magnitude pruning."""
     group = parser.add_argument_group("pruning")
     group.add_argument("-sparse", type=fraction, default=sparse, help="magnitude pruning: zeros / all parameters")

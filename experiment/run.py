@@ -29,10 +29,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import distributed
+
 FILES = ("summary.json", "checkpoint.safetensors", "table.csv", "metrics.csv")  # removed in this order
-AFTERWARDS = ("evaluate", "attack", "attack_images", "pgd_images", "pgd_steps", "ood")  # asked of a finished run
+AFTERWARDS = (
+    "evaluate",
+    "attack",
+    "attack_images",
+    "pgd_images",
+    "pgd_steps",
+    "ood",
+    "export",
+    "half",
+)  # asked of a finished run
 # flags that do not change the numbers of a run
-NOT_IDENTITY = {"out", "resume", "save_every", "data_dir", "workers", "device", "tensorboard", *AFTERWARDS}
+NOT_IDENTITY = {"out", "resume", "save_every", "data_dir", "workers", "device", "gpu", "tensorboard", *AFTERWARDS}
 
 
 class Diverged(RuntimeError):
@@ -96,7 +107,7 @@ def environment() -> dict:
 
 
 class Run:
-    """Opens a run folder.
+    """Opens a run folder. Of several processes only the first one writes it.
 
     Args:
         script: name of the script.  name: default folder name under runs/<script>/.
@@ -114,8 +125,12 @@ class Run:
         self._saved = self._began = time.monotonic()
         self._seconds_before = 0.0
         self._compare_with_earlier()
-        if settings["resume"] and self.finished:
-            return  # the records stay those of the command and the machine that made the numbers
+        self.writes = distributed.rank() == 0
+        if self.writes and not (settings["resume"] and self.finished):
+            self._begin(settings)  # else the records stay those of the command and the machine that made the numbers
+        distributed.barrier()
+
+    def _begin(self, settings: Mapping) -> None:
         try:
             (self.folder / "figures").mkdir(parents=True, exist_ok=True)
             if not settings["resume"]:
@@ -154,6 +169,11 @@ class Run:
         return (self.folder / "summary.json").exists()
 
     @property
+    def started(self) -> bool:
+        """Is there a checkpoint to continue from?"""
+        return bool(self._given["resume"]) and (self.folder / "checkpoint.safetensors").exists()
+
+    @property
     def seconds(self) -> float:
         """Wall-clock time of the run, earlier pieces included."""
         return self._seconds_before + time.monotonic() - self._began
@@ -164,6 +184,8 @@ class Run:
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping, metrics: list[dict]) -> None:
         """Write the checkpoint, and metrics.csv from its rows; `state` and `metrics` hold what JSON can."""
+        if not self.writes:
+            return
         header = {"state": json.dumps({**state, "metrics": metrics, "seconds": self.seconds})}
         tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         replace_file(
@@ -194,8 +216,17 @@ class Run:
             ) from error
         return tensors, state, metrics
 
+    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors to NAME.safetensors."""
+        if not self.writes:
+            return
+        tensors = {key: x.detach().cpu().contiguous() for key, x in tensors.items()}
+        replace_file(self.folder / f"{name}.safetensors", lambda temporary: save_file(tensors, temporary))
+
     def finish(self, table: pd.DataFrame, summary: Mapping) -> None:
         """Write table.csv and, last, summary.json."""
+        if not self.writes:
+            return
         write_csv(self.folder / "table.csv", table)
         write_text(self.folder / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
 

@@ -7,8 +7,9 @@ zero. Zeroed weights may regrow in the next step; the mask is computed anew ever
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,8 +65,33 @@ def keep_largest(beta: Tensor, fraction: float, chain_dims: int = 0) -> Tensor:
     k = math.floor(fraction * size.shape[-1])
     if k == 0:
         return torch.ones_like(beta, dtype=torch.bool)
-    threshold = size.kthvalue(k, dim=-1, keepdim=True).values
-    return (size > threshold).view(beta.shape)
+    return (size > _smallest(size, k)).view(beta.shape)
+
+
+def keep_largest_units(beta: Tensor, fraction: float) -> Tensor:
+    """Boolean mask that drops the floor(fraction units) output units (filters) of smallest Euclidean norm."""
+    keep = keep_largest(beta.detach().flatten(1).norm(dim=1), fraction)
+    return keep.view(-1, *[1] * (beta.ndim - 1)).expand_as(beta)
+
+
+def keep_likeliest(beta: Tensor, rho: Tensor, fraction: float) -> Tensor:
+    """Boolean mask that drops the floor(fraction p) weights of smallest inclusion probability rho.
+
+    Among equal probabilities (many are exactly 0 or 1) the smaller weight goes first.
+    """
+    by_size = beta.detach().abs().flatten().argsort(stable=True)
+    order = by_size[rho.flatten()[by_size].argsort(stable=True)]
+    keep = torch.ones(beta.numel(), dtype=torch.bool, device=beta.device)
+    keep[order[: math.floor(fraction * beta.numel())]] = False
+    return keep.view(beta.shape)
+
+
+def _smallest(x: Tensor, k: int) -> Tensor:
+    """The k-th smallest value along the last dimension, which stays with size 1."""
+    if x.device.type != "cpu":
+        return x.kthvalue(k, dim=-1, keepdim=True).values
+    # the same number ten times faster
+    return torch.from_numpy(np.partition(x.numpy(), k - 1)[..., k - 1 : k])
 
 
 def layer_target(sparsity: float, total: int, prunable: int) -> float:
@@ -97,6 +123,7 @@ class MagnitudePruner:
         sparsity: target S of the whole network in [0, 1); 0 never prunes.
         cut, gap: shape of the schedule.
         offset: iteration k uses s_(k + offset). The authors' CNN code counts from k + 1.
+        rule: (index of the layer, weights, fraction) -> mask, instead of `keep_largest`.
     """
 
     def __init__(
@@ -108,13 +135,15 @@ class MagnitudePruner:
         gap: float = 50,
         offset: int = 0,
         chain_dims: int = 0,
+        rule: Callable[[int, Tensor, float], Tensor] | None = None,
     ):
         if not 0 < cut < 1 or not gap > 0:
             raise ValueError(f"the pruning schedule needs 0 < cut < 1 and gap > 0, got cut={cut}, gap={gap}")
-        self.layers, self.chain_dims, self.cut, self.gap, self.offset = list(layers), chain_dims, cut, gap, offset
+        self.layers, self.cut, self.gap, self.offset = list(layers), cut, gap, offset
         prunable = sum(math.prod(w.shape[chain_dims:]) for w in self.layers)
         self.target = layer_target(sparsity, total, prunable)
         self.mask = Mask.dense(self.layers, total, chain_dims)
+        self.rule = rule or (lambda _, beta, fraction: keep_largest(beta, fraction, chain_dims))
         self.k = 0
 
     def step(self) -> None:
@@ -123,8 +152,8 @@ class MagnitudePruner:
         if self.target == 0:
             return
         fraction = sparsity_schedule(self.target, self.cut, self.gap, self.k + self.offset)
-        keep = [keep_largest(w, fraction, self.chain_dims) for w in self.layers]
-        self.mask = Mask(keep, self.mask.total, self.chain_dims)
+        keep = [self.rule(i, w, fraction) for i, w in enumerate(self.layers)]
+        self.mask = Mask(keep, self.mask.total, self.mask.chain_dims)
         self.mask.apply_(self.layers)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Every schedule takes a number or a tensor of iterations and returns the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,11 @@ def adaptation(method: str, sa: RobbinsMonro) -> RobbinsMonro | Constant:
 def polynomial_decay(lr: float, power: float, k: Number) -> Number:
     """Sampler step size eps_k = lr k^(-power)."""
     return lr * k ** (-power)
+
+
+def stepwise(lr: float, milestones: Sequence[int], done: int) -> float:
+    """Step size lr / 10^m after `done` epochs, of which m milestones are passed."""
+    return lr * 0.1 ** sum(done >= milestone for milestone in milestones)
 
 
 def annealed(invT: Number, anneal: Number, k: Number) -> Number:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .flat import Flat
+
 Latent = float | Tensor
 
 
@@ -59,10 +61,9 @@ def penalties(rho: Tensor, v0: Latent, v1: Latent) -> tuple[Tensor, Tensor]:
     return (1 - rho).div_(v0), rho / v1
 
 
-def inclusion_rate(rho: Tensor, a: float, b: float, chain_dims: int = 0) -> Tensor:
-    """Eq. (8): delta~ = (sum_j rho_j + a - 1) / (a + b + p - 2) for one layer of p weights."""
-    weights = math.prod(rho.shape[chain_dims:])
-    return (layer_sum(rho, chain_dims) + (a - 1)) / (a + b + weights - 2)
+def inclusion_rate(total: Tensor, weights: Latent, a: float, b: float) -> Tensor:
+    """Eq. (8): delta~ = (sum_j rho_j + a - 1) / (a + b + p - 2), of the total sum_j rho_j of a layer of p weights."""
+    return (total + (a - 1)) / (a + b + weights - 2)
 
 
 def penalty_sums(beta: Tensor, kappa0: Tensor, kappa1: Tensor, chain_dims: int = 0) -> tuple[Tensor, Tensor]:
@@ -154,31 +155,46 @@ class SSGLPrior:
         precision: float = 0.0,
     ):
         self.layers, self.gaussian, self.precision = list(layers), list(gaussian), precision
-        first = self.layers[0]
-        self.v0 = torch.as_tensor(v0, dtype=first.dtype, device=first.device)
-        self.v1, self.a, self.b, self.nu, self.lamda = v1, a, b, nu, lamda
+        self.v0, self.v1, self.a, self.b, self.nu, self.lamda = v0, v1, a, b, nu, lamda
         self.omega, self.chains, self.observations, self.fix_scale = omega, chains, observations, fix_scale
-        self.weights = sum(math.prod(w.shape[len(chains) :]) for w in self.layers)
         self.k = 0
+        self._flat = Flat(self.layers, len(chains))
+        first = self.layers[0]
 
-        def filled(value: Latent, like: Tensor) -> Tensor:
-            value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-            return per_chain(value, like).expand(like.shape).clone()
+        def filled(value: Latent, size: int) -> Tensor:
+            value = torch.as_tensor(value, dtype=first.dtype, device=first.device)
+            return value[..., None].expand(*chains, size).clone()
 
-        self.rho = [filled(0.5, w) for w in self.layers]
-        self.kappa0 = [filled(kappa0, w) for w in self.layers]
-        self.kappa1 = [filled(kappa1, w) for w in self.layers]
-        self.delta = [filled(delta, layer_sum(w, len(chains))) for w in self.layers]
-        self.sigma2 = filled(sigma, first.new_empty(chains)) ** 2
+        weights = sum(self._flat.sizes)
+        self._rho, self._kappa0, self._kappa1 = (filled(value, weights) for value in (0.5, kappa0, kappa1))
+        self._v0 = filled(v0, 1)
+        self._sizes = first.new_tensor(self._flat.sizes)  # p_l
+        self.delta = filled(delta, len(self.layers))  # (*chains, layers)
+        self.sigma2 = filled(sigma, 1).squeeze(-1) ** 2
+
+    @property
+    def rho(self) -> list[Tensor]:
+        """Inclusion probabilities, views of the layers' shapes."""
+        return self._flat.split(self._rho)
+
+    @property
+    def kappa0(self) -> list[Tensor]:
+        """Weights of the L1 penalty, views of the layers' shapes."""
+        return self._flat.split(self._kappa0)
+
+    @property
+    def kappa1(self) -> list[Tensor]:
+        """Weights of the L2 penalty, views of the layers' shapes."""
+        return self._flat.split(self._kappa1)
 
     @torch.no_grad()
     def add_grad(self) -> None:
         """Add the gradient of the negative log priors to p.grad."""
-        sigma = self.sigma2.sqrt()
-        for w, kappa0, kappa1 in zip(self.layers, self.kappa0, self.kappa1, strict=True):
-            w.grad.add_(potential_grad(w, kappa0, kappa1, per_chain(sigma, w)))
-        for p in self.gaussian:
-            p.grad.add_(p, alpha=self.precision)
+        sigma = self.sigma2.sqrt()[..., None]
+        grad = potential_grad(self._flat.gather(self.layers), self._kappa0, self._kappa1, sigma)
+        torch._foreach_add_([w.grad for w in self.layers], self._flat.split(grad))
+        if self.gaussian:
+            torch._foreach_add_([p.grad for p in self.gaussian], self.gaussian, alpha=self.precision)
 
     @torch.no_grad()
     def update(self, residual: Tensor | None = None) -> None:
@@ -188,42 +204,42 @@ class SSGLPrior:
         """
         self.k += 1
         chain_omega, dims = self.omega(self.k), len(self.chains)
-        l1, l2 = torch.zeros_like(self.sigma2), torch.zeros_like(self.sigma2)
-        for i, w in enumerate(self.layers):
-            v0, v1, omega = (per_chain(x, w) for x in (self.v0, self.v1, chain_omega))
-            self.rho[i].lerp_(inclusion_probability(w, self.delta[i], v0, v1), omega)
-            kappa0, kappa1 = penalties(self.rho[i], v0, v1)
-            self.kappa0[i].lerp_(kappa0, omega)
-            self.kappa1[i].lerp_(kappa1, omega)
-            if not self.fix_scale:
-                self.delta[i] = average(self.delta[i], inclusion_rate(self.rho[i], self.a, self.b, dims), omega)
-                layer_l1, layer_l2 = penalty_sums(w, self.kappa0[i], self.kappa1[i], dims)
-                l1, l2 = l1 + layer_l1.view(self.chains), l2 + layer_l2.view(self.chains)
+        beta = self._flat.gather(self.layers)  # (*chains, P)
+        v1, omega = per_chain(self.v1, beta), per_chain(chain_omega, beta)
+        delta = self._flat.expand(self.delta)
+        self._rho.lerp_(inclusion_probability(beta, delta, self._v0, v1), omega)
+        kappa0, kappa1 = penalties(self._rho, self._v0, v1)
+        self._kappa0.lerp_(kappa0, omega)
+        self._kappa1.lerp_(kappa1, omega)
         if self.fix_scale:
             return
+        rate = inclusion_rate(self._flat.sums(self._rho), self._sizes, self.a, self.b)
+        self.delta = average(self.delta, rate, omega)
+        l1, l2 = (x.squeeze(-1) for x in penalty_sums(beta, self._kappa0, self._kappa1, dims))
+        total = sum(self._flat.sizes)
         if residual is None:
-            sigma = sigma_classification(l1, l2, self.weights, self.nu, self.lamda)
+            sigma = sigma_classification(l1, l2, total, self.nu, self.lamda)
         else:
-            sigma = sigma_regression(l1, l2, residual, self.observations, self.weights, self.nu, self.lamda)
+            sigma = sigma_regression(l1, l2, residual, self.observations, total, self.nu, self.lamda)
         self.sigma2 = average(self.sigma2, sigma * sigma, chain_omega)
 
     def summary(self, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> dict[str, float]:
         """Quantiles of rho, kappa0, kappa1 over all sparse layers, mean delta, sigma; of a single chain."""
         row = {}
-        for name in ("rho", "kappa0", "kappa1"):
-            values = torch.cat([x.flatten() for x in getattr(self, name)])
+        for name, values in (("rho", self._rho), ("kappa0", self._kappa0), ("kappa1", self._kappa1)):
             for level in levels:
                 row[f"{name}_q{round(100 * level):02d}"] = float(values.kthvalue(1 + int(level * (len(values) - 1)))[0])
-        return row | {"delta": float(torch.stack(self.delta).mean()), "sigma": float(self.sigma2.sqrt())}
+        return row | {"delta": float(self.delta.mean()), "sigma": float(self.sigma2.sqrt())}
 
     def state_dict(self) -> dict[str, Tensor]:
         """All latent variables and the iteration, as a flat dict of tensors."""
-        state = {"sigma2": self.sigma2, "k": torch.tensor(self.k)}
-        for name in ("rho", "kappa0", "kappa1", "delta"):
+        state = {"sigma2": self.sigma2, "delta": self.delta, "k": torch.tensor(self.k)}
+        for name in ("rho", "kappa0", "kappa1"):
             state |= {f"{name}.{i}": x for i, x in enumerate(getattr(self, name))}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.sigma2, self.k = state["sigma2"], int(state["k"])
-        for name in ("rho", "kappa0", "kappa1", "delta"):
-            setattr(self, name, [state[f"{name}.{i}"] for i in range(len(self.layers))])
+        self.sigma2, self.delta, self.k = state["sigma2"], state["delta"], int(state["k"])
+        for name in ("rho", "kappa0", "kappa1"):
+            for i, x in enumerate(getattr(self, name)):
+                x.copy_(state[f"{name}.{i}"])

@@ -216,7 +216,7 @@ def test_a_pickle_that_is_loaded_would_be_seen(tmp_path):
 
 TENSORS = [
     "net.fc2.weight", "optimizer.fc1.weight.velocity", "optimizer.conv1.bias.velocity", "prior.rho.0", "prior.kappa1.0",
-    "prior.delta.0", "prior.sigma2", "pruner.keep.0", "average.sum_probabilities", "average.sum_entropy",
+    "prior.delta", "prior.sigma2", "pruner.keep.0", "average.sum_probabilities", "average.sum_entropy",
     "random.order", "random.noise", "own.sample_scores",
 ]  # fmt: skip
 

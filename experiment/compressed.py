@@ -1,0 +1,130 @@
+"""A pruned network as a small file, and what is left of it, layer by layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.resnet import ResNet
+
+from .packing import pack, unpack
+from .run import replace_file, write_csv
+
+NETWORKS = {"ResNet": ResNet}
+
+
+def layer_table(net: nn.Module, shape: tuple[int, int, int]) -> pd.DataFrame:
+    """One row per convolution and linear layer: parameters, zeros, and multiply-adds of one image.
+
+    shape: (channels, height, width) of an image. multiply_adds_kept counts the weights that are not zero; dense
+    kernels compute all of them.
+    """
+    rows = []
+
+    def count(name: str, weight: Tensor, positions: int) -> None:
+        total, kept = weight.numel(), int((weight != 0).sum())
+        rows.append(
+            {
+                "layer": name,
+                "shape": "x".join(map(str, weight.shape)),
+                "parameters": total,
+                "kept": kept,
+                "sparsity": 1 - kept / total,
+                "density": kept / total,
+                "multiply_adds": total * positions,
+                "multiply_adds_kept": kept * positions,
+            }
+        )
+
+    def hook(name: str):
+        def after(module: nn.Module, _, output: Tensor) -> None:
+            count(f"{name}.weight", module.weight.detach(), math.prod(output.shape[2:]))
+
+        return after
+
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
+    training = net.training
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, *shape, device=next(net.parameters()).device))
+    net.train(training)
+    for handle in handles:
+        handle.remove()
+    return pd.DataFrame(rows)
+
+
+def save_compressed(net: nn.Module, arguments: dict, file: Path, half: bool = False) -> None:
+    """Write the network to a safetensors file: a bit per weight and the values that are not zero.
+
+    arguments: of the network's class, so that `load_compressed` can build it again.  half: values in half precision.
+    """
+    header = {"class": type(net).__name__, "arguments": json.dumps(arguments)}
+    state = {name: x.half() if half and x.is_floating_point() else x for name, x in net.state_dict().items()}
+    replace_file(file, lambda temporary: save_file(pack(state), temporary, metadata=header))
+
+
+def load_compressed(file: Path) -> nn.Module:
+    """The network of such a file, float32, in evaluation mode: the same weights, bit for bit (rounded once if half).
+
+    Raises:
+        ValueError: the file is damaged, or no such file.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata()
+            state = unpack({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, not a dict
+        net = NETWORKS[header["class"]](**json.loads(header["arguments"]))
+        net.load_state_dict(state)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{file} holds no compressed network: {error}".splitlines()[0]) from error
+    return net.eval()
+
+
+def save_onnx(net: nn.Module, shape: tuple[int, int, int], file: Path) -> None:
+    """Write the network as ONNX, for normalised images (n, *shape) of any n; zeros are stored as zeros.
+
+    Raises:
+        ValueError: the packages onnx and onnxscript are not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError("argument -export: needs `pip install onnx onnxscript`") from error
+    images = torch.zeros(2, *shape)
+    program = torch.onnx.export(
+        net.eval(),
+        (images,),
+        dynamo=True,
+        dynamic_shapes=({0: "n"},),
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    replace_file(file, lambda temporary: program.save(temporary))
+
+
+def export(net: nn.Module, arguments: dict, folder: Path, half: bool = False) -> pd.Series:
+    """Write network.safetensors, network.onnx and layers.csv; returns sizes in bytes, and their ratio.
+
+    net: on the CPU.  arguments: of its class; they hold the shape of an image.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    compact, dense = folder / "network.safetensors", folder / ".dense.safetensors"
+    save_compressed(net, arguments, compact, half)
+    save_onnx(net, arguments["shape"], folder / "network.onnx")
+    write_csv(folder / "layers.csv", layer_table(net, arguments["shape"]))
+    replace_file(dense, lambda temporary: save_file(net.state_dict(), temporary))
+    sizes = {"dense_bytes": dense.stat().st_size, "compact_bytes": compact.stat().st_size}
+    dense.unlink()
+    sizes |= {
+        "onnx_bytes": (folder / "network.onnx").stat().st_size,
+        "ratio": sizes["compact_bytes"] / sizes["dense_bytes"],
+    }
+    return pd.Series(sizes)

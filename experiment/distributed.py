@@ -1,0 +1,83 @@
+"""One run on several processes, started by torchrun: every process computes its share of each minibatch.
+
+All processes hold the same weights, latent variables and masks: gradients and batch statistics are averaged over the
+global minibatch, and everything else is drawn from the same generators. A run of several processes equals that
+of one process up to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+
+def start(device: torch.device) -> None:
+    """Join the process group, if torchrun started this process."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def world() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process. Process 0 writes the run folder."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Wait for the other processes."""
+    if world() > 1:
+        distributed.barrier()
+
+
+def share(order: Tensor, batch: int) -> tuple[Tensor, int]:
+    """This process's rows of minibatches of `batch`, and how many of them a minibatch has.
+
+    Raises:
+        ValueError: the minibatches cannot be shared evenly.
+    """
+    if batch % world():
+        raise ValueError(f"argument -train: {batch} images cannot be shared evenly by {world()} processes")
+    return order.view(-1, batch)[:, rank() :: world()].flatten(), batch // world()
+
+
+def replicate(net: nn.Module) -> nn.Module:
+    """The network with gradients and batch statistics of the global minibatch; itself in a single process."""
+    if world() == 1:
+        return net
+    device = next(net.parameters()).device
+    if device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return DistributedDataParallel(net, [device], broadcast_buffers=False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = GlobalBatchNorm
+    return DistributedDataParallel(net, broadcast_buffers=False)
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch norm with the statistics of the global minibatch; torch's SyncBatchNorm, but on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        x32, dims = x.float(), (0, 2, 3)
+        mean = all_reduce(x32.mean(dims)) / world()
+        centred = x32 - mean[:, None, None]
+        variance = all_reduce(centred.square().mean(dims)) / world()
+        with torch.no_grad():
+            n = x.numel() // x.shape[1] * world()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
