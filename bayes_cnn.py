@@ -12,6 +12,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -19,10 +20,11 @@ from torch.nn.functional import cross_entropy
 from data import images
 from data.augment import RECIPES, Recipe
 from data.image_sets import ImageData, hold_out
-from experiment import device, distributed, options
+from experiment import device, distributed, options, report
 from experiment.board import Board, summary_writer
 from experiment.classification import scores
-from experiment.classifier import Classifier
+from experiment.classifier import AVERAGED, METRICS, Classifier
+from experiment.compressed import export
 from experiment.pretrained import load_pretrained
 from experiment.run import Diverged, Run
 from experiment.seeds import fit, fit_seeds, table_of
@@ -38,6 +40,8 @@ DENSE = {"lr": 2e-6, "invT": 20000.0, "anneal": 1.0}  # published for -prune 0
 SPARSE = {"lr": 2e-9, "invT": 1000.0, "anneal": 1.005}  # and for -prune 1
 EPOCH = 50  # iterations of a published epoch: 50,000 images in minibatches of 1000
 PRUNING = ("weight", "unit", "rho")
+IN_THE_STEM = ("out", "resume", "save_every", "data", "data_dir", "workers", "depth", "c", "seed", "seeds", "prune")
+IN_THE_STEM += ("sparse", "device", "gpu", "export", "half")  # or no part of a default folder's name
 
 
 def recipe(args: Namespace) -> Recipe:
@@ -253,12 +257,14 @@ def stem(args: Namespace, seed: int, seeds: int = 1) -> str:
     return f"{method}_{args.data}_resnet{args.depth}_seed{seed}" + (f"_seeds{seeds}" if seeds > 1 else "")
 
 
-def dense_folder(args: Namespace, seed: int) -> Path:
-    """Where -prune 1 starts without -pretrained.
+def start(args: Namespace, seed: int) -> Path | None:
+    """The trained network to start from: -pretrained, with -prune 1 by default the dense run of the seed.
 
     Raises:
         ValueError: there is no dense network of this seed; says which command makes one.
     """
+    if args.pretrained or not args.prune:
+        return Path(args.pretrained) if args.pretrained else None
     dense = Namespace(**(vars(args) | {"prune": 0}))
     folder = Path("runs/bayes_cnn") / stem(dense, seed)
     several = sorted(folder.parent.glob(f"{stem(dense, 0)[:-1]}*_seeds*/seed{seed}"))
@@ -298,35 +304,56 @@ def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
     return data
 
 
+def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None:
+    """-export: the compact network of every seed, with its table of layers."""
+    for seed, run in runs.items():
+        folder = Path(args.export) / f"seed{seed}" if len(runs) > 1 else Path(args.export)
+        net = ResNet(args.depth, data.shape, len(data.classes))
+        load_pretrained(net, run.folder)
+        arguments = {"depth": args.depth, "shape": data.shape, "classes": len(data.classes)}
+        layers, sizes = export(net, arguments, folder, bool(args.half))
+        print(layers.round(4).to_string(index=False))
+        print(
+            f"{folder}: {sizes['compact']:,} bytes, {sizes['compact'] / sizes['dense']:.3f} of the dense file's "
+            f"{sizes['dense']:,}; ONNX {sizes['onnx']:,}, zeros included"
+        )
+
+
+def show(table: pd.DataFrame, annealed: bool) -> None:
+    """Print mean +- sd over seeds, and the published accuracy."""
+    by, metrics = ["data", "model", "method", "target", "annealed"], [*METRICS, *AVERAGED, "accuracy_dense", "sparsity"]
+    ours = report.over_seeds(table.assign(annealed=int(annealed)), by, [m for m in metrics if m in table])
+    printed = report.formatted(ours, by, [m for m in metrics if m in table], digits=4)
+    printed["parameters kept"] = round(table["parameters_kept"].mean())
+    printed["published accuracy"] = report.beside(
+        ours, by, report.published("table3"), lambda row, _: f"{row.accuracy:.2f}"
+    )
+    print(printed.T.to_string(header=False))
+    print("mean +- sd over n seeds, of the last epoch; _averaged: of the posterior average; _dense: at the start")
+
+
 def main() -> int:
     parser, args = parse()
     device.prepare()
-    ignore = ("out", "resume", "save_every", "data", "data_dir", "workers", "c", "seed", "seeds", "prune", "preset")
     with parser.checked():
         where = device.resolve(args.device)
         distributed.start(where)
         data = images.load(args.data, args.data_dir, args.size, workers=args.workers).to(where)
         first = split(args, data, args.seed)
         plan = scaled(args, len(first.train) // args.train)
-        seeds = range(args.seed, args.seed + args.seeds)
-        starts = dict.fromkeys(seeds, Path(args.pretrained) if args.pretrained else None)
-        if args.prune and not args.pretrained:
-            starts = {seed: dense_folder(args, seed) for seed in seeds}
+        starts = {seed: start(args, seed) for seed in range(args.seed, args.seed + args.seeds)}
         Chain(plan, first, args.seed)  # checks the settings
         for path in filter(None, starts.values()):
             load_pretrained(network(args, data), path)
         if args.tensorboard:
             summary_writer()
-        name = "_".join(
-            filter(None, [stem(args, args.seed, args.seeds), parser.changed(args, ignore) if args.prune else ""])
-        )
-        run = Run("bayes_cnn", name, vars(args))
+        if args.export and not args.save:
+            raise ValueError("argument -export: needs -save 1")
+        changed = parser.changed(args, IN_THE_STEM) if args.prune else ""
+        run = Run("bayes_cnn", "_".join(filter(None, [stem(args, args.seed, args.seeds), changed])), vars(args))
     key = {"data": args.data, "model": f"resnet{args.depth}", "aug": args.aug}
-    key |= (
-        {"method": args.c, "target": args.sparse, "pruning": args.pruning}
-        if args.prune
-        else {"method": "dense", "target": 0.0, "pruning": ""}
-    )
+    key |= {"method": args.c if args.prune else "dense", "target": args.sparse if args.prune else 0.0}
+    key |= {"pruning": args.pruning}
 
     def fit_one(seed: int, each: Run) -> str:
         chain = Chain(plan, split(args, data, seed), seed, each.folder)
@@ -335,8 +362,11 @@ def main() -> int:
         return fit(args, chain, each, key, seed)
 
     runs, diverged = fit_seeds(args, run, key, fit_one)
-    table = table_of(runs)
-    print(table.T.to_string(header=False))
+    if distributed.rank() == 0:
+        show(table_of(runs), args.anneal > 1)
+        if args.export:
+            export_parts(args, data, runs)
+        print(f"results: {run.folder}")
     if diverged:
         raise Diverged(diverged)
     return 0

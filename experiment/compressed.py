@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from model.resnet import ResNet
@@ -18,6 +18,7 @@ from .packing import pack, unpack
 from .run import replace_file, write_csv
 
 NETWORKS = {"ResNet": ResNet}
+FILES = {"compact": "network.safetensors", "onnx": "network.onnx"}
 
 
 def layer_table(net: nn.Module, shape: tuple[int, int, int]) -> pd.DataFrame:
@@ -110,21 +111,16 @@ def save_onnx(net: nn.Module, shape: tuple[int, int, int], file: Path) -> None:
     replace_file(file, lambda temporary: program.save(temporary))
 
 
-def export(net: nn.Module, arguments: dict, folder: Path, half: bool = False) -> pd.Series:
-    """Write network.safetensors, network.onnx and layers.csv; returns sizes in bytes, and their ratio.
+def export(net: nn.Module, arguments: dict, folder: Path, half: bool = False) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Write network.safetensors, network.onnx and layers.csv; returns the table of layers and the files' bytes.
 
     net: on the CPU.  arguments: of its class; they hold the shape of an image.
     """
+    files = {name: folder / file for name, file in FILES.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    compact, dense = folder / "network.safetensors", folder / ".dense.safetensors"
-    save_compressed(net, arguments, compact, half)
-    save_onnx(net, arguments["shape"], folder / "network.onnx")
-    write_csv(folder / "layers.csv", layer_table(net, arguments["shape"]))
-    replace_file(dense, lambda temporary: save_file(net.state_dict(), temporary))
-    sizes = {"dense_bytes": dense.stat().st_size, "compact_bytes": compact.stat().st_size}
-    dense.unlink()
-    sizes |= {
-        "onnx_bytes": (folder / "network.onnx").stat().st_size,
-        "ratio": sizes["compact_bytes"] / sizes["dense_bytes"],
-    }
-    return pd.Series(sizes)
+    layers = layer_table(net, arguments["shape"])
+    write_csv(folder / "layers.csv", layers)
+    save_compressed(net, arguments, files["compact"], half)
+    save_onnx(net, arguments["shape"], files["onnx"])
+    dense = save({name: x.contiguous() for name, x in net.state_dict().items()})
+    return layers, {name: file.stat().st_size for name, file in files.items()} | {"dense": len(dense)}
