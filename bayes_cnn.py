@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from data import images
 from data.augment import RECIPES, Recipe
-from data.image_sets import ImageData, hold_out
+from data.image_sets import ImageData
 from experiment import device, distributed, options, report
 from experiment.board import Board, summary_writer
 from experiment.classification import scores
@@ -27,7 +27,7 @@ from experiment.classifier import AVERAGED, METRICS, Classifier
 from experiment.compressed import export
 from experiment.pretrained import load_pretrained
 from experiment.run import Diverged, Run
-from experiment.seeds import fit, fit_seeds, table_of
+from experiment.seeds import fit, fit_seeds, folders, split, table_of
 from model.resnet import ResNet
 from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
 from sampler.magnitude_pruning import keep_largest, keep_largest_units, keep_likeliest
@@ -169,75 +169,36 @@ class Chain(Classifier):
 
 def parse(argv: list[str] | None = None):
     parser = options.Parser(description="Sparse residual networks by SGHMC-SA, SGHMC-EM and SGHMC.")
-    parser.add_argument("-data", choices=images.NAMES, default="cifar10", help="data set")
-    parser.add_argument("-data_dir", default=None, help="data folder; default BSDL_DATA, else data/cache")
-    parser.add_argument("-size", type=options.count, default=None, help="-data folder: scale images to size x size")
-    parser.add_argument("-workers", type=options.whole, default=2, help="processes that read images from disk")
+    options.add_image_options(parser, names=images.NAMES, data="cifar10", aug=1)
     parser.add_argument("-depth", type=options.count, default=20, help="depth of the ResNet, 6 n + 2")
     parser.add_argument("-prune", type=options.switch, default=0, help="0: dense sampling; 1: sparse fine-tuning of it")
     parser.add_argument("-c", choices=("sa", "em", "sghmc"), default="sa", help="-prune 1: omega_k of the sampler")
-    parser.add_argument(
-        "-pretrained",
-        default=None,
-        help="network to start from: a file, or a run's folder; "
-        "default with -prune 1: runs/bayes_cnn/dense_<data>_<model>_seed<seed>",
-    )
-    parser.add_argument("-aug", type=options.switch, default=1, help="1: augmented training images")
-    parser.add_argument("-invT", type=options.positive, default=None, help="inverse temperature; default published")
-    parser.add_argument(
-        "-anneal", type=options.at_least_one, default=None, help="invT grows by it per epoch; default published"
-    )
-    parser.add_argument("-lr", type=options.positive, default=None, help="step size; default published")
-    parser.add_argument(
-        "-milestones",
-        type=options.whole,
-        nargs="*",
-        default=None,
-        metavar="EPOCH",
-        help="epochs after which the step size is divided by 10; default 70%% and 90%% of -sn",
-    )
-    parser.add_argument("-momentum", type=options.fraction, default=0.9, help="1 - friction")
-    parser.add_argument("-wdecay", type=options.non_negative, default=5e-4, help="Gaussian prior of precision wdecay N")
-    parser.add_argument(
-        "-N",
-        type=options.positive,
-        default=None,
-        help="observations that the potential stands for; default: the training images",
-    )
+    about = "network to start from: a file, or a run's folder; default with -prune 1: the dense run of the seed"
+    parser.add_argument("-pretrained", default=None, metavar="PATH", help=about)
     parser.add_argument("-sn", type=options.count, default=1000, help="epochs")
-    parser.add_argument(
-        "-scale_to",
-        type=options.count,
-        default=None,
-        metavar="T0",
-        help="squeeze the schedules of a "
-        "run of T0 iterations (published: 50000) into this one: -lr -gap -da -dc -anneal",
-    )
     parser.add_argument("-average", type=options.whole, default=0, help="posterior average over the last epochs")
-    parser.add_argument("-train", type=options.count, default=1000, help="minibatch size, of all processes together")
-    parser.add_argument("-test", type=options.count, default=1000, help="minibatch size of evaluations")
-    parser.add_argument("-val", type=options.fraction, default=0.0, help="evaluate on this share of the training part")
+    sampler = options.add_sghmc_options(parser, lr="published", anneal=None)
+    about = "observations that the potential stands for; default: the training images"
+    sampler.add_argument("-N", type=options.positive, default=None, help=about)
+    about = "epochs after which the step size is divided by 10; default 70%% and 90%% of -sn"
+    sampler.add_argument("-milestones", type=options.whole, nargs="*", default=None, metavar="EPOCH", help=about)
+    about = "squeeze the schedules of a run of T0 iterations (published: 50000) into this one: -lr -gap -da -dc -anneal"
+    sampler.add_argument("-scale_to", type=options.count, default=None, metavar="T0", help=about)
     prior = options.add_prior_options(parser, v1=None, a=2.7e5, b=2.7e5, sd=1.0, nu=1000.0, lamda=1000.0)
     prior.add_argument("-v0", type=options.positive, default=None, help="scale of the spike")
     prior.add_argument("-theta", type=options.open_unit, default=0.5, help="delta_0, initial inclusion rate")
     prior.add_argument("-fix_scale", type=options.switch, default=0, help="1 keeps delta and sigma^2 fixed")
     options.add_adaptation_options(parser, dc=0.02, da=1000.0, dalpha=0.75)
     pruning = options.add_pruning_options(parser, sparse=None)
-    pruning.add_argument(
-        "-pruning",
-        choices=PRUNING,
-        default="weight",
-        help="what goes first: the smallest weights, the smallest filters, or the least probable weights",
-    )
+    about = "what goes first: the smallest weights, the smallest filters, or the least probable weights"
+    pruning.add_argument("-pruning", choices=PRUNING, default="weight", help=about)
     pruning.add_argument("-preset", type=float, choices=PRESETS, default=0.9, help="a published row: -sparse -v0 -v1")
     options.add_device_options(parser)
     parser.add_argument("-gpu", type=options.whole, default=None, metavar="N", help="the same as -device cuda:N")
     options.add_run_options(parser)
-    run = parser.add_argument_group("what is kept")
-    run.add_argument("-save", type=options.switch, default=1, help="1: the last network, model.safetensors")
-    run.add_argument("-tensorboard", type=options.switch, default=0, help="1: metrics for TensorBoard as well")
-    run.add_argument("-export", default=None, metavar="DIR", help="write the compact network and ONNX there")
-    run.add_argument("-half", type=options.switch, default=0, help="-export: values in half precision")
+    kept = options.add_kept_options(parser)
+    kept.add_argument("-export", default=None, metavar="DIR", help="write the compact network and ONNX there")
+    kept.add_argument("-half", type=options.switch, default=0, help="-export: values in half precision")
     args = parser.parse_args(argv)
     v0, v1 = PRESETS[args.preset]
     published = {"sparse": args.preset, "v0": v0, "v1": v1} | (SPARSE if args.prune else DENSE)
@@ -251,29 +212,38 @@ def parse(argv: list[str] | None = None):
     return parser, args
 
 
-def stem(args: Namespace, seed: int, seeds: int = 1) -> str:
-    """Start of the default folder's name: all of it for a dense run, which -prune 1 must find."""
-    method = f"{args.c}_{args.sparse:g}" if args.prune else "dense"
-    return f"{method}_{args.data}_resnet{args.depth}_seed{seed}" + (f"_seeds{seeds}" if seeds > 1 else "")
+def folder_name(parser: options.Parser, args: Namespace) -> str:
+    """Name of the default folder; a dense run's does not depend on its other flags, so that -prune 1 finds it."""
+    several = f"_seeds{args.seeds}" if args.seeds > 1 else ""
+    if not args.prune:
+        return dense_name(args, args.seed) + several
+    stem = f"{args.c}_{args.sparse:g}_{args.data}_resnet{args.depth}_seed{args.seed}{several}"
+    return "_".join(filter(None, [stem, parser.changed(args, IN_THE_STEM)]))
 
 
-def start(args: Namespace, seed: int) -> Path | None:
-    """The trained network to start from: -pretrained, with -prune 1 by default the dense run of the seed.
+def dense_name(args: Namespace, seed: int | str) -> str:
+    """Name of the default folder of the dense run."""
+    return f"dense_{args.data}_resnet{args.depth}_seed{seed}"
+
+
+def start(args: Namespace, seed: int, folder: Path) -> Path | None:
+    """The trained network from which the seed starts in its run folder; None: from none, or from its checkpoint.
 
     Raises:
         ValueError: there is no dense network of this seed; says which command makes one.
     """
+    if args.resume and (folder / "checkpoint.safetensors").exists():
+        return None
     if args.pretrained or not args.prune:
         return Path(args.pretrained) if args.pretrained else None
-    dense = Namespace(**(vars(args) | {"prune": 0}))
-    folder = Path("runs/bayes_cnn") / stem(dense, seed)
-    several = sorted(folder.parent.glob(f"{stem(dense, 0)[:-1]}*_seeds*/seed{seed}"))
-    for candidate in (folder, *several):
+    runs = Path("runs/bayes_cnn")
+    for candidate in (runs / dense_name(args, seed), *runs.glob(f"{dense_name(args, '*')}_seeds*/seed{seed}")):
         if (candidate / "model.safetensors").exists():
             return candidate
     raise ValueError(
-        f"argument -prune: no dense network in {folder}; make one with `python bayes_cnn.py -lr 2e-6 -invT 20000 "
-        f"-save 1 -prune 0 -data {args.data} -depth {args.depth} -seed {seed}`, or name one with -pretrained"
+        f"argument -prune: no dense network in {runs / dense_name(args, seed)}; make one with `python bayes_cnn.py "
+        f"-lr 2e-6 -invT 20000 -save 1 -prune 0 -data {args.data} -depth {args.depth} -seed {seed}`, or name one "
+        "with -pretrained"
     )
 
 
@@ -291,17 +261,9 @@ def scaled(args: Namespace, batches: int) -> Namespace:
         "gap": args.gap / ratio,
         "da": args.da / ratio,
         "dc": args.dc * ratio ** (1 - args.dalpha),
-        "anneal": args.anneal ** (args.scale_to / EPOCH / args.sn),
+        "anneal": annealed(1.0, args.anneal, args.scale_to / EPOCH / args.sn),
     }
     return Namespace(**(vars(args) | changed))
-
-
-def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
-    """The data of one seed: with -val its own validation part stands in the place of the test part."""
-    data = hold_out(data, args.val, seed) if args.val else data
-    if args.train > len(data.train):
-        raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
-    return data
 
 
 def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None:
@@ -321,14 +283,12 @@ def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None
 
 def show(table: pd.DataFrame, annealed: bool) -> None:
     """Print mean +- sd over seeds, and the published accuracy."""
-    by, metrics = ["data", "model", "method", "target", "annealed"], [*METRICS, *AVERAGED, "accuracy_dense", "sparsity"]
-    ours = report.over_seeds(table.assign(annealed=int(annealed)), by, [m for m in metrics if m in table])
-    printed = report.formatted(ours, by, [m for m in metrics if m in table], digits=4)
-    printed["parameters kept"] = round(table["parameters_kept"].mean())
-    printed["published accuracy"] = report.beside(
-        ours, by, report.published("table3"), lambda row, _: f"{row.accuracy:.2f}"
-    )
-    print(printed.T.to_string(header=False))
+    by = ["data", "model", "method", "target", "annealed"]
+    metrics = [m for m in (*METRICS, *AVERAGED, "accuracy_dense", "sparsity", "parameters_kept") if m in table]
+    ours = report.over_seeds(table.assign(annealed=int(annealed)), by, metrics)
+    printed = report.formatted(ours, by, metrics, digits=4)
+    published = report.beside(ours, by, report.published("table3"), lambda row, _: f"{row.accuracy:.2f}")
+    print(printed.assign(published_accuracy=published).T.to_string(header=False))
     print("mean +- sd over n seeds, of the last epoch; _averaged: of the posterior average; _dense: at the start")
 
 
@@ -338,10 +298,12 @@ def main() -> int:
     with parser.checked():
         where = device.resolve(args.device)
         distributed.start(where)
+        name = folder_name(parser, args)
+        places = folders(args, Run.place("bayes_cnn", name, args.out))
+        starts = {seed: start(args, seed, folder) for seed, folder in places.items()}
         data = images.load(args.data, args.data_dir, args.size, workers=args.workers).to(where)
         first = split(args, data, args.seed)
         plan = scaled(args, len(first.train) // args.train)
-        starts = {seed: start(args, seed) for seed in range(args.seed, args.seed + args.seeds)}
         Chain(plan, first, args.seed)  # checks the settings
         for path in filter(None, starts.values()):
             load_pretrained(network(args, data), path)
@@ -349,15 +311,14 @@ def main() -> int:
             summary_writer()
         if args.export and not args.save:
             raise ValueError("argument -export: needs -save 1")
-        changed = parser.changed(args, IN_THE_STEM) if args.prune else ""
-        run = Run("bayes_cnn", "_".join(filter(None, [stem(args, args.seed, args.seeds), changed])), vars(args))
+        run = Run("bayes_cnn", name, vars(args))
     key = {"data": args.data, "model": f"resnet{args.depth}", "aug": args.aug}
     key |= {"method": args.c if args.prune else "dense", "target": args.sparse if args.prune else 0.0}
-    key |= {"pruning": args.pruning}
+    key |= {"pruning": args.pruning if args.prune else "none"}
 
     def fit_one(seed: int, each: Run) -> str:
         chain = Chain(plan, split(args, data, seed), seed, each.folder)
-        if starts[seed] and not each.started:
+        if starts[seed]:
             chain.start_from(starts[seed])
         return fit(args, chain, each, key, seed)
 

@@ -23,13 +23,13 @@ from torch.nn.functional import cross_entropy
 
 from data import images
 from data.augment import RAW, RECIPES, Recipe
-from data.image_sets import ImageData, hold_out
+from data.image_sets import ImageData
 from experiment import device, options, report
 from experiment.assessment import attack, load_members, out_of_distribution
 from experiment.board import Board, summary_writer
 from experiment.classifier import AVERAGED, METRICS, Classifier
 from experiment.run import AFTERWARDS, Diverged, Run
-from experiment.seeds import fit, fit_seeds, table_of
+from experiment.seeds import fit, fit_seeds, split, table_of
 from model.model_zoo_mnist import MODELS
 from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
 from sampler.noise import stream
@@ -145,24 +145,13 @@ class Chain(Classifier):
 
 def parse(argv: list[str] | None = None):
     parser = options.Parser(description="MNIST and Fashion-MNIST by SGHMC-SA, SGHMC-EM, SGHMC and Adam baselines.")
-    parser.add_argument("-data", choices=images.NAMES, default="mnist", help="data set")
-    parser.add_argument("-data_dir", default=None, help="data folder; default BSDL_DATA, else data/cache")
-    parser.add_argument("-size", type=options.count, default=None, help="-data folder: scale images to size x size")
-    parser.add_argument("-workers", type=options.whole, default=2, help="processes that read images from disk")
+    options.add_image_options(parser, names=images.NAMES, data="mnist", aug=0)
     parser.add_argument("-model", choices=MODELS, default=None, help="network; default convnet, with -aug 1 convnet-bn")
     parser.add_argument("-c", choices=METHODS, default="sa", help="method: omega_k of the sampler, or Adam")
-    parser.add_argument("-aug", type=options.switch, default=0, help="1: augmented, normalised training images")
-    parser.add_argument("-invT", type=options.positive, default=None, help="inverse temperature; default published")
-    parser.add_argument("-anneal", type=options.at_least_one, default=1.0, help="invT grows by it per epoch")
-    parser.add_argument("-lr", type=options.positive, default=None, help="step size; default 0.03/N, Adam 0.001")
-    parser.add_argument("-momentum", type=options.fraction, default=0.9, help="1 - friction")
-    parser.add_argument("-wdecay", type=options.non_negative, default=5e-4, help="Gaussian prior of precision wdecay N")
     parser.add_argument("-sn", type=options.count, default=None, help="epochs; default 200, fmnist -aug 1: 1000")
-    parser.add_argument("-train", type=options.count, default=1000, help="minibatch size")
-    parser.add_argument("-test", type=options.count, default=1000, help="minibatch size of evaluations")
     parser.add_argument("-burn", type=options.whole, default=None, help="epochs before the average; default sn // 2")
     parser.add_argument("-thin", type=options.count, default=500, help="iterations between samples of the average")
-    parser.add_argument("-val", type=options.fraction, default=0.0, help="evaluate on this share of the training part")
+    options.add_sghmc_options(parser, lr="0.03/N, Adam 0.001", anneal=1.0)
     prior = options.add_prior_options(parser, v1=0.1, a=None, b=None, sd=1.0, nu=1000.0, lamda=1000.0)
     prior.add_argument("-v0", type=options.positive, default=1.0, help="scale of the spike")
     prior.add_argument("-fix_scale", type=options.switch, default=0, help="1 keeps delta and sigma^2 fixed")
@@ -178,10 +167,8 @@ def parse(argv: list[str] | None = None):
     after.add_argument("-ood", choices=images.NAMES[:-1], default=None, help="data set to be told from -data")
     options.add_device_options(parser)
     options.add_run_options(parser)
-    run = parser.add_argument_group("what is kept")
-    run.add_argument("-save", type=options.switch, default=1, help="1: the last network, model.safetensors")
-    run.add_argument("-save_samples", type=options.switch, default=0, help="1: every sample of the posterior average")
-    run.add_argument("-tensorboard", type=options.switch, default=0, help="1: metrics for TensorBoard as well")
+    kept = options.add_kept_options(parser)
+    kept.add_argument("-save_samples", type=options.switch, default=0, help="1: every sample of the posterior average")
     args = parser.parse_args(argv)
     if args.evaluate:
         args = saved_flags(parser, args)
@@ -225,14 +212,6 @@ def load_data(args: Namespace) -> tuple[ImageData, ImageData | None]:
     if outside.shape != data.shape:
         raise ValueError(f"argument -ood: {args.ood} has images {outside.shape}, not {data.shape} as {args.data}")
     return data.to(where), outside.to(where)
-
-
-def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
-    """The data of one seed: with -val its own validation part stands in the place of the test part."""
-    data = hold_out(data, args.val, seed) if args.val else data
-    if args.train > len(data.train):
-        raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
-    return data
 
 
 def assess(args: Namespace, data: ImageData, outside: ImageData | None, seed: int, run: Run) -> None:

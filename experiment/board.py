@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import distributed
+
 
 def summary_writer():
     """TensorBoard's writer class.
@@ -19,10 +21,14 @@ def summary_writer():
 
 
 class Board:
-    """Writes rows of numbers to FOLDER/tensorboard; to nowhere where `folder` is None."""
+    """Writes rows of numbers to FOLDER/tensorboard; to nowhere where `folder` is None.
+
+    Of several processes only the first one writes.
+    """
 
     def __init__(self, folder: Path | None):
-        self._writer = summary_writer()(str(folder / "tensorboard")) if folder is not None else None
+        writes = folder is not None and distributed.rank() == 0
+        self._writer = summary_writer()(str(folder / "tensorboard")) if writes else None
 
     def add(self, row: dict, step: int) -> None:
         if self._writer is not None:

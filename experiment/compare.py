@@ -23,8 +23,8 @@ from .classifier import METRICS
 from .report import PUBLISHED, formatted, over_seeds
 from .run import write_csv
 
-BY = ["data", "aug", "sn", "method"]
-SETTINGS = ["sn", "burn", "thin", "train", "amp", "invT"]  # of args.json
+BY = ["data", "aug", "model", "pruning", "target", "sn", "method"]  # as far as the runs have them
+SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "invT"]  # of args.json, likewise
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 
 
@@ -36,13 +36,18 @@ def collect(runs: list[Path]) -> tuple[pd.DataFrame, dict[tuple, dict[int, dict[
             json.loads((path.parent / f"{name}.json").read_text()) for name in ("args", "environment", "summary")
         )
         row = pd.read_csv(path.parent / "table.csv").iloc[0].to_dict()
-        row |= {name: args[name] for name in SETTINGS} | {"seconds": summary["seconds"]}
+        row |= {name: args[name] for name in SETTINGS if name in args} | {"seconds": summary["seconds"]}
         rows.append(row | {name: environment[name] for name in HARDWARE})
-        predictions.setdefault(tuple(row[name] for name in BY), {})[row["seed"]] = load_file(path)
-    order = {"sa": 0, "em": 1, "sghmc": 2, "dropout": 3, "vanilla": 4}
+        predictions.setdefault(tuple(row[name] for name in BY if name in row), {})[row["seed"]] = load_file(path)
+    order = {"dense": 0, "sa": 1, "em": 2, "sghmc": 3, "dropout": 4, "vanilla": 5}
     table = pd.DataFrame(rows)
-    table = table.sort_values([*BY, "seed"], key=lambda x: x.map(order) if x.name == "method" else x)
+    table = table.sort_values([*keys(table), "seed"], key=lambda x: x.map(order) if x.name == "method" else x)
     return table.reset_index(drop=True), predictions
+
+
+def keys(table: pd.DataFrame) -> list[str]:
+    """The columns that say what a row is of."""
+    return [name for name in BY if name in table]
 
 
 def per_image(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -51,8 +56,10 @@ def per_image(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"accuracy": 100 * (p.argmax(-1) == y).double(), "nll": -log_likelihood(p, y)}
 
 
-def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], first: str = "sa") -> pd.DataFrame:
+def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], names: list[str], first: str = "sa") -> pd.DataFrame:
     """`first` minus every other method, over the seeds that both have.
+
+    names: of the settings, the method last.
 
     <metric>_se_images: standard error over test images of the difference averaged over seeds, for these
     seeds; <metric>_se_seeds: standard error over seeds, for these images.
@@ -63,7 +70,7 @@ def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], first: str = 
         common = sorted(seeds.keys() & ours.keys()) if ours and method != first else []
         if not common:
             continue
-        row = dict(zip(BY, setting, strict=False)) | {"difference": f"{first} - {method}", "seeds": len(common)}
+        row = dict(zip(names[:-1], setting, strict=True)) | {"difference": f"{first} - {method}", "seeds": len(common)}
         for metric in ("accuracy", "nll"):
             difference = torch.stack([per_image(ours[s])[metric] - per_image(seeds[s])[metric] for s in common])
             row[metric] = float(difference.mean())
@@ -76,7 +83,8 @@ def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], first: str = 
 
 def main(name: str, *runs: str) -> None:
     table, predictions = collect([Path(run) for run in runs])
-    differences = paired(predictions)
+    by = keys(table)
+    differences = paired(predictions, by)
     write_csv(PUBLISHED.parent / f"{name}.csv", table)
     write_csv(PUBLISHED.parent / f"{name}_paired.csv", differences)
     for kind in ("attack", "ood"):
@@ -86,7 +94,7 @@ def main(name: str, *runs: str) -> None:
             tables = [pd.read_csv(path).assign(sn=n) for path, n in zip(found, sn, strict=True)]
             write_csv(PUBLISHED.parent / f"{name}_{kind}.csv", pd.concat(tables, ignore_index=True))
     metrics = [f"{m}{suffix}" for m in METRICS for suffix in ("", "_averaged")]
-    print(formatted(over_seeds(table, BY, metrics), BY, metrics, digits=4).to_string(index=False))
+    print(formatted(over_seeds(table, by, metrics), by, metrics, digits=4).to_string(index=False))
     print(differences.round(4).to_string(index=False))
 
 

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data.files import DataError
@@ -94,6 +94,39 @@ def add_run_options(parser: Parser, several_seeds: bool = True) -> None:
     group.add_argument("-out", default=None, help="run folder; by default named after the flags, under runs/")
     group.add_argument("-resume", type=switch, default=0, help="1 continues the run folder's run, bit for bit")
     group.add_argument("-save_every", type=non_negative, default=10.0, help="seconds between checkpoints")
+
+
+def add_image_options(parser: Parser, *, names: Sequence[str], data: str, aug: int) -> None:
+    """-data -data_dir -size -workers -aug -train -test -val: what goes in."""
+    group = parser.add_argument_group("images")
+    group.add_argument("-data", choices=names, default=data, help="data set")
+    group.add_argument("-data_dir", default=None, help="data folder; default BSDL_DATA, else data/cache")
+    group.add_argument("-size", type=count, default=None, help="-data folder: scale images to size x size")
+    group.add_argument("-workers", type=whole, default=2, help="processes that read images from disk")
+    group.add_argument("-aug", type=switch, default=aug, help="1: augmented, normalised training images")
+    group.add_argument("-train", type=count, default=1000, help="minibatch size, of all processes together")
+    group.add_argument("-test", type=count, default=1000, help="minibatch size of evaluations")
+    group.add_argument("-val", type=fraction, default=0.0, help="evaluate on this share of the training part")
+
+
+def add_sghmc_options(parser: Parser, *, lr: str, anneal: float | None) -> argparse._ArgumentGroup:
+    """-lr -momentum -wdecay -invT -anneal; lr: its default, in words."""
+    group = parser.add_argument_group("sampler")
+    group.add_argument("-lr", type=positive, default=None, help=f"step size; default {lr}")
+    group.add_argument("-momentum", type=fraction, default=0.9, help="1 - friction")
+    group.add_argument("-wdecay", type=non_negative, default=5e-4, help="Gaussian prior of precision wdecay N")
+    group.add_argument("-invT", type=positive, default=None, help="inverse temperature; default published")
+    published = "" if anneal is not None else "; default published"
+    group.add_argument("-anneal", type=at_least_one, default=anneal, help=f"invT grows by it per epoch{published}")
+    return group
+
+
+def add_kept_options(parser: Parser) -> argparse._ArgumentGroup:
+    """-save -tensorboard."""
+    group = parser.add_argument_group("what is kept")
+    group.add_argument("-save", type=switch, default=1, help="1: the last network, model.safetensors")
+    group.add_argument("-tensorboard", type=switch, default=0, help="1: metrics for TensorBoard as well")
+    return group
 
 
 def add_pruning_options(parser: Parser, *, sparse: float | None) -> argparse._ArgumentGroup:

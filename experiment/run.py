@@ -120,7 +120,7 @@ class Run:
     def __init__(self, script: str, name: str, settings: Mapping):
         self._given = settings
         self.settings = {k: v for k, v in settings.items() if k not in NOT_IDENTITY}
-        self.folder = Path(settings["out"] or Path("runs") / script / name)
+        self.folder = self.place(script, name, settings["out"])
         self.save_every = settings["save_every"]
         self._saved = self._began = time.monotonic()
         self._seconds_before = 0.0
@@ -129,6 +129,11 @@ class Run:
         if self.writes and not (settings["resume"] and self.finished):
             self._begin(settings)  # else the records stay those of the command and the machine that made the numbers
         distributed.barrier()
+
+    @staticmethod
+    def place(script: str, name: str, out: str | None) -> Path:
+        """Where the run of these flags lies: `out`, or by default runs/<script>/<name>."""
+        return Path(out or Path("runs") / script / name)
 
     def _begin(self, settings: Mapping) -> None:
         try:
@@ -167,11 +172,6 @@ class Run:
     @property
     def finished(self) -> bool:
         return (self.folder / "summary.json").exists()
-
-    @property
-    def started(self) -> bool:
-        """Is there a checkpoint to continue from?"""
-        return bool(self._given["resume"]) and (self.folder / "checkpoint.safetensors").exists()
 
     @property
     def seconds(self) -> float:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import torch
 
-from . import device
+from data.image_sets import ImageData, hold_out
+
+from . import device, distributed
 from .classifier import Classifier
 from .run import Diverged, Run
 from .training import train
+
+
+def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
+    """The data of one seed: with -val its own validation part stands in the place of the test part.
+
+    Raises:
+        ValueError: too few images for a minibatch.
+    """
+    data = hold_out(data, args.val, seed) if args.val else data
+    if args.train > len(data.train):
+        raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
+    return data
 
 
 def fit(args: Namespace, chain: Classifier, run: Run, key: dict, seed: int) -> str:
@@ -37,6 +52,12 @@ def finish(args: Namespace, table: pd.DataFrame, run: Run, key: dict) -> None:
     run.finish(table, means | {"seeds": len(table), "evaluated_on": on, "device": where, "seconds": run.seconds})
 
 
+def folders(args: Namespace, folder: Path) -> dict[int, Path]:
+    """The run folder of every seed: of several, each has its own inside `folder`."""
+    seeds = range(args.seed, args.seed + args.seeds)
+    return {seed: folder / f"seed{seed}" if args.seeds > 1 else folder for seed in seeds}
+
+
 def fit_seeds(args: Namespace, run: Run, key: dict, fit_one: Callable[[int, Run], str]) -> tuple[dict[int, Run], str]:
     """Fit every seed that is not finished yet; returns the run folders of the finished ones, and how others diverged.
 
@@ -45,10 +66,11 @@ def fit_seeds(args: Namespace, run: Run, key: dict, fit_one: Callable[[int, Run]
     Raises:
         Diverged: all of them did.
     """
-    seeds = range(args.seed, args.seed + args.seeds)
-    runs = {seed: run.part(f"seed{seed}") if args.seeds > 1 else run for seed in seeds}
+    places = folders(args, run.folder)
+    runs = {seed: run.part(folder.name) if args.seeds > 1 else run for seed, folder in places.items()}
     open_ = {seed: each for seed, each in runs.items() if not (args.resume and each.finished)}
     diverged = "; ".join(filter(None, [fit_one(seed, each) for seed, each in open_.items()]))
+    distributed.barrier()  # process 0 has written them
     runs = {seed: each for seed, each in runs.items() if each.finished}
     if not runs:
         raise Diverged(diverged)

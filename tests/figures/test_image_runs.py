@@ -36,8 +36,8 @@ def test_every_seed_of_every_run_has_a_row_with_its_provenance(runs):
 
 
 def test_paired_differences_are_those_of_the_predictions(runs):
-    _, predictions = compare.collect(runs)
-    (row,) = compare.paired(predictions).to_dict("records")
+    table, predictions = compare.collect(runs)
+    (row,) = compare.paired(predictions, compare.keys(table)).to_dict("records")
     assert row["difference"] == "sa - vanilla" and row["seeds"] == 2
     right, likelihood = [], []
     for seed in (1, 2):
@@ -57,14 +57,14 @@ def test_paired_differences_are_those_of_the_predictions(runs):
 
 
 def test_a_method_alone_has_no_differences(runs):
-    _, predictions = compare.collect(runs[1:])
-    assert compare.paired(predictions).empty
+    table, predictions = compare.collect(runs[1:])
+    assert compare.paired(predictions, compare.keys(table)).empty
 
 
 def test_runs_of_different_lengths_are_not_compared(runs):
-    _, predictions = compare.collect(runs)
+    table, predictions = compare.collect(runs)
     longer = {(data, aug, sn + (method == "sa"), method): x for (data, aug, sn, method), x in predictions.items()}
-    assert compare.paired(longer).empty
+    assert compare.paired(longer, compare.keys(table)).empty
 
 
 def test_the_command_writes_both_tables(runs, tmp_path, monkeypatch, capsys):

@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sampler.schedules import RobbinsMonro, adaptation, annealed, polynomial_decay, sparsity_schedule
+from sampler.schedules import RobbinsMonro, adaptation, annealed, polynomial_decay, sparsity_schedule, stepwise
 
 
 def test_robbins_monro():
@@ -39,3 +41,24 @@ def test_the_others():
     assert sparsity_schedule(0.9, 0.99, 50, 50) == pytest.approx(0.009)
     assert sparsity_schedule(0.9, 0.99, 50, 1e6) == pytest.approx(0.9)
     assert all(math.isclose(sparsity_schedule(0.5, 0.9, 10, 10 * i), 0.5 * (1 - 0.9**i)) for i in range(5))
+
+
+@given(
+    st.floats(1e-12, 1),
+    st.lists(st.integers(0, 50), max_size=4),
+    st.integers(0, 60),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_step_size_falls_to_a_tenth_at_every_milestone(lr, milestones, done):
+    expected = lr
+    for epoch in range(1, done + 1):
+        expected /= 10 ** milestones.count(epoch)
+    expected /= 10 ** milestones.count(0)
+    assert stepwise(lr, milestones, done) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_published_step_sizes():
+    assert [stepwise(2e-9, [700, 900], done) for done in (0, 699, 700, 899, 900, 999)] == pytest.approx(
+        [2e-9, 2e-9, 2e-10, 2e-10, 2e-11, 2e-11], rel=1e-12
+    )
+    assert stepwise(0.3, [], 1000) == 0.3

@@ -1,0 +1,112 @@
+"""A training step of bayes_cnn.py against the same step with torch.optim.SGD, and the speed of a pruned network.
+
+    python -m benchmarks.bayes_cnn
+
+ResNet20 on random bytes of the shape of CIFAR10, on all cores of the CPU; where there is a GPU, on it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from bayes_cnn import Chain, network, parse
+from benchmarks.interleaved import interleaved, record
+from benchmarks.posterior_cnn import fake
+from data.augment import RECIPES
+from data.image_sets import ImageData
+from experiment import device
+from experiment.compressed import save_onnx
+from sampler.magnitude_pruning import keep_largest
+
+SHAPE = (3, 32, 32)
+
+
+def flags(*arguments) -> object:
+    """Parsed flags that train for as long as one likes, with steps too small to matter."""
+    return parse(["-sn", "100000", "-lr", "1e-12", *map(str, arguments)])[1]
+
+
+class PlainLoop:
+    """The same network and data under torch.optim.SGD with momentum and weight decay."""
+
+    def __init__(self, args, data: ImageData):
+        self.args, self.data, self.net = args, data, network(args, data)
+        self.forward = torch.compile(self.net) if args.compile else self.net
+        self.sgd = torch.optim.SGD(self.net.parameters(), lr=1e-9, momentum=0.9, weight_decay=5e-4)
+        self.generator = torch.Generator(data.train.y.device)
+
+    def epoch(self) -> None:
+        where = self.data.train.y.device
+        for x, y in self.data.train.batches(torch.randperm(len(self.data.train)), self.args.train):
+            self.net.zero_grad()
+            x = RECIPES["cifar10"].augment(x, self.generator)
+            with torch.autocast(where.type, torch.bfloat16, enabled=bool(self.args.amp)):
+                logits = self.forward(x)
+            cross_entropy(logits, y).backward()
+            self.sgd.step()
+
+
+def finished(program, where: torch.device):
+    """One epoch, until the device has done it."""
+
+    def run() -> None:
+        program.epoch()
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+
+    return run
+
+
+def steps(where: torch.device, batch: int, images: int, amp: int) -> None:
+    """Images per second of training."""
+    data = ImageData(tuple("0123456789"), fake(images, SHAPE), fake(10, SHAPE)).to(where)
+    common = ("-train", batch, "-amp", amp, "-compile", int(where.type == "cuda"))
+    programs = {"torch.optim.SGD, momentum": PlainLoop(flags(*common), data)}
+    programs["-prune 0"] = Chain(flags(*common, "-prune", 0), data, seed=1)
+    programs["-prune 1 -c sa"] = Chain(flags(*common, "-prune", 1, "-gap", 1), data, seed=1)
+    runs = {name: finished(program, where) for name, program in programs.items()}
+    seconds = interleaved(runs, rounds=9)
+    name = f"bayes_cnn, ResNet20, batch {batch}, {'bfloat16' if amp else 'float32'}, {where.type}"
+    record(name, "images/s", {case: images / s for case, s in seconds.items()})
+
+
+def inference(batch: int = 256) -> None:
+    """Images per second of a dense and of a 90% sparse ResNet20 on the CPU: zeros among weights save nothing."""
+    import onnxruntime
+
+    args = flags("-device", "cpu")
+    data = ImageData(tuple("0123456789"), fake(10, SHAPE), fake(10, SHAPE))
+    dense, sparse = network(args, data).eval(), network(args, data).eval()
+    with torch.no_grad():
+        for name in sparse.sparse_layers:
+            weight = sparse.get_parameter(name)
+            weight.mul_(keep_largest(weight, 0.917))
+    x = torch.randn(batch, *SHAPE).contiguous(memory_format=torch.channels_last)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        runs = {"dense, torch": lambda: dense(x), "90% sparse, torch": lambda: sparse(x)}
+        for case, net in (("dense", dense), ("90% sparse", sparse)):
+            file = Path(folder) / f"{case}.onnx"
+            save_onnx(net, SHAPE, file)
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            runs[f"{case}, ONNX Runtime"] = lambda session=session: session.run(None, {"images": x.numpy()})
+        seconds = interleaved(runs, rounds=15)
+    record(f"inference, ResNet20, batch {batch}, cpu", "images/s", {case: batch / s for case, s in seconds.items()})
+
+
+def main() -> None:
+    device.prepare()
+    where = device.resolve("auto")
+    if where.type == "cuda":
+        steps(where, 1000, 50_000, amp=1)
+    else:
+        for amp in (1, 0):
+            steps(where, 128, 1280, amp)
+    inference()
+
+
+if __name__ == "__main__":
+    main()
