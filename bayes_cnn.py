@@ -9,6 +9,7 @@ prior on the convolutions, adapted by SA, EM, or fixed, and magnitude pruning in
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -202,7 +203,7 @@ def parse(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     v0, v1 = PRESETS[args.preset]
     published = {"sparse": args.preset, "v0": v0, "v1": v1} | (SPARSE if args.prune else DENSE)
-    published["milestones"] = [args.sn * 7 // 10, args.sn * 9 // 10]
+    published["milestones"] = [math.ceil(args.sn * tenths / 10) for tenths in (7, 9)]
     for name, value in published.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

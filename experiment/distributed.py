@@ -70,9 +70,9 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        x32, dims = x.float(), (0, 2, 3)
-        mean = all_reduce(x32.mean(dims)) / world()
-        centred = x32 - mean[:, None, None]
+        wide, dims = x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3)
+        mean = all_reduce(wide.mean(dims)) / world()
+        centred = wide - mean[:, None, None]
         variance = all_reduce(centred.square().mean(dims)) / world()
         with torch.no_grad():
             n = x.numel() // x.shape[1] * world()
