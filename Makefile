@@ -3,6 +3,8 @@
 # make test-fast  the same without the tests that kill processes, compile or sample for long
 # make results    rerun what results/ and the committed figures hold; 25 minutes on two cores, needs the UCI files
 # make results-images  the same for the MNIST and Fashion-MNIST table and figures; two hours on two cores
+# make results-resnet  the same for ResNet20 on CIFAR10; five hours on two cores
+#                 CHECKPOINT=FILE: from the authors' dense checkpoint, as the committed results
 # make bench      time the programs against plain loops, results/benchmarks.csv
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ VENV := .venv
 RUN := $(VENV)/.requirements
 DEV := $(VENV)/.requirements-dev
 
-.PHONY: demo test test-fast results results-images figures-images bench lint clean
+.PHONY: demo test test-fast results results-images figures-images results-resnet bench lint clean
 
 demo: $(RUN)
 	$(VENV)/bin/python lr_simulation.py -resume 1
@@ -25,6 +27,7 @@ bench: $(RUN)
 	$(VENV)/bin/python -m benchmarks.lr_simulation
 	$(VENV)/bin/python -m benchmarks.uci
 	$(VENV)/bin/python -m benchmarks.posterior_cnn
+	$(VENV)/bin/python -m benchmarks.bayes_cnn
 
 # $(call keep,RUN_FOLDER,NAME): the small files of a run folder become results/NAME
 keep = mkdir -p results/$(2) && cp $(addprefix $(1)/,args.json command.sh environment.json summary.json table.csv) results/$(2)
@@ -79,6 +82,25 @@ figures-images: $(RUN)
 	$(VENV)/bin/python -m experiment.compare table2 $(call short_runs,[12]) $(long_runs)
 	$(VENV)/bin/python -m figures.adversarial figures/adversarial.png $(call short_runs,1)
 	$(VENV)/bin/python -m figures.calibration figures/calibration.png $(call short_runs,[12])
+
+# the reduced schedules of the ResNet20 results
+TABLE3 := runs/table3
+FINE := $(VENV)/bin/python bayes_cnn.py -prune 1 -pretrained $(TABLE3)/dense -train 125 -amp 1 -scale_to 50000 -resume 1
+
+results-resnet: $(RUN)
+	$(VENV)/bin/python bayes_cnn.py $(if $(CHECKPOINT),-pretrained $(CHECKPOINT)) -lr 2e-7 -invT 20000 -prune 0 -sn 20 \
+	    -train 125 -amp 1 -resume 1 -out $(TABLE3)/dense
+	for c in sa em sghmc; do for seed in 1 2; do \
+	    $(FINE) -c $$c -sn 30 -seed $$seed -out $(TABLE3)/$${c}_seed$$seed || exit 1; \
+	done; done
+	$(VENV)/bin/python -m experiment.compare table3 $(TABLE3)
+	$(VENV)/bin/python -m figures.sparse_resnet figures/sparse_resnet.png $(TABLE3)/*_seed*
+	for what in weight unit rho; do \
+	    $(FINE) -pruning $$what -sn 5 -out runs/pruning/$${what}_0.9 || exit 1; \
+	done
+	for what in weight unit; do $(FINE) -pruning $$what -preset 0.5 -sn 5 -out runs/pruning/$${what}_0.5 || exit 1; done
+	for what in weight rho; do $(FINE) -pruning $$what -v1 0.1 -sn 5 -out runs/pruning/$${what}_0.9_wide || exit 1; done
+	$(VENV)/bin/python -m experiment.compare table3_pruning runs/pruning
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

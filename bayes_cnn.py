@@ -25,11 +25,11 @@ from experiment import device, distributed, options, report
 from experiment.board import Board, summary_writer
 from experiment.classification import scores
 from experiment.classifier import AVERAGED, METRICS, Classifier
-from experiment.compressed import export
+from experiment.compressed import check_folder, check_onnx, export
 from experiment.pretrained import load_pretrained
 from experiment.run import Diverged, Run
 from experiment.seeds import fit, fit_seeds, folders, split, table_of
-from model.resnet import ResNet
+from model.resnet import ResNet, blocks_per_stage
 from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
 from sampler.magnitude_pruning import keep_largest, keep_largest_units, keep_likeliest
 from sampler.noise import stream
@@ -53,8 +53,7 @@ def recipe(args: Namespace) -> Recipe:
 
 def network(args: Namespace, data: ImageData) -> nn.Module:
     """The network of the flags, on the device."""
-    with options.about("-depth"):
-        net = ResNet(args.depth, data.shape, len(data.classes))
+    net = ResNet(args.depth, data.shape, len(data.classes))
     return net.to(device.resolve(args.device), memory_format=torch.channels_last)
 
 
@@ -85,10 +84,11 @@ def ssgl_prior(args: Namespace, net: nn.Module, observations: float) -> SSGLPrio
 
 def magnitude_pruner(args: Namespace, prior: SSGLPrior, total: int) -> MagnitudePruner:
     """The pruner of -pruning; it counts one ahead, as released."""
+    rho = prior.rho
     rules = {
         "weight": lambda _, beta, fraction: keep_largest(beta, fraction),
         "unit": lambda _, beta, fraction: keep_largest_units(beta, fraction),
-        "rho": lambda i, beta, fraction: keep_likeliest(beta, prior.rho[i], fraction),
+        "rho": lambda i, beta, fraction: keep_likeliest(beta, rho[i], fraction),
     }
     with options.about("-sparse"):
         target = args.sparse if args.prune else 0.0
@@ -164,8 +164,8 @@ class Chain(Classifier):
         return super().state_dict() | dense
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.dense = {name[6:]: float(x) for name, x in state.items() if name.startswith("dense.")}
         super().load_state_dict({name: x for name, x in state.items() if not name.startswith("dense.")})
+        self.dense = {name: float(state[f"dense.{name}"]) for name in METRICS if f"dense.{name}" in state}
 
 
 def parse(argv: list[str] | None = None):
@@ -219,7 +219,8 @@ def folder_name(parser: options.Parser, args: Namespace) -> str:
     if not args.prune:
         return dense_name(args, args.seed) + several
     stem = f"{args.c}_{args.sparse:g}_{args.data}_resnet{args.depth}_seed{args.seed}{several}"
-    return "_".join(filter(None, [stem, parser.changed(args, IN_THE_STEM)]))
+    short = Namespace(**(vars(args) | {"pretrained": args.pretrained and Path(args.pretrained).stem}))
+    return "_".join(filter(None, [stem, parser.changed(short, IN_THE_STEM)]))
 
 
 def dense_name(args: Namespace, seed: int | str) -> str:
@@ -297,8 +298,11 @@ def main() -> int:
     parser, args = parse()
     device.prepare()
     with parser.checked():
-        where = device.resolve(args.device)
+        where = device.resolve(args.device, flag="-device" if args.gpu is None else "-gpu")
         distributed.start(where)
+        distributed.share(torch.arange(args.train), args.train)  # checks -train
+        with options.about("-depth"):
+            blocks_per_stage(args.depth)
         name = folder_name(parser, args)
         places = folders(args, Run.place("bayes_cnn", name, args.out))
         starts = {seed: start(args, seed, folder) for seed, folder in places.items()}
@@ -310,8 +314,11 @@ def main() -> int:
             load_pretrained(network(args, data), path)
         if args.tensorboard:
             summary_writer()
-        if args.export and not args.save:
-            raise ValueError("argument -export: needs -save 1")
+        if args.export:
+            check_onnx()
+            if not args.save:
+                raise ValueError("argument -export: needs -save 1")
+            check_folder(Path(args.export))
         run = Run("bayes_cnn", name, vars(args))
     key = {"data": args.data, "model": f"resnet{args.depth}", "aug": args.aug}
     key |= {"method": args.c if args.prune else "dense", "target": args.sparse if args.prune else 0.0}

@@ -120,9 +120,9 @@ class Classifier:
         averaged = rows[-1].get("accuracy_averaged")
         return f"accuracy {rows[-1]['accuracy']:.2f}%" + (f", average {averaged:.2f}%" if averaged else "")
 
-    def divergence(self) -> str:
-        """When it happened and what helps."""
-        lr = self.sampler.param_groups[0]["lr"]
+    def divergence(self, lr: float | None) -> str:
+        """When it happened and what helps.  lr: the step size that was asked for, if one was."""
+        lr = lr or self.sampler.param_groups[0]["lr"]
         return f"{self.name} at iteration {int(self.finite) + 1}; use a smaller step: -lr {lr / 10:g}"
 
     def sparsity(self) -> float:

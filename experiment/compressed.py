@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -72,7 +73,7 @@ def save_compressed(net: nn.Module, arguments: dict, file: Path, half: bool = Fa
 
 
 def load_compressed(file: Path) -> nn.Module:
-    """The network of such a file, float32, in evaluation mode: the same weights, bit for bit (rounded once if half).
+    """The network of such a file, float32, in evaluation mode: the same weights, rounded once if they were halved.
 
     Raises:
         ValueError: the file is damaged, or no such file.
@@ -83,9 +84,23 @@ def load_compressed(file: Path) -> nn.Module:
             state = unpack({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, not a dict
         net = NETWORKS[header["class"]](**json.loads(header["arguments"]))
         net.load_state_dict(state)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{file} holds no compressed network: {error}".splitlines()[0]) from error
     return net.eval()
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder, or raise ValueError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"argument -export: {folder} cannot be written: {error.strerror}") from error
+
+
+def check_onnx() -> None:
+    """Raise ValueError unless ONNX files can be written here."""
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
+        raise ValueError("argument -export: needs `pip install onnx onnxscript`")
 
 
 def save_onnx(net: nn.Module, shape: tuple[int, int, int], file: Path) -> None:
@@ -94,10 +109,7 @@ def save_onnx(net: nn.Module, shape: tuple[int, int, int], file: Path) -> None:
     Raises:
         ValueError: the packages onnx and onnxscript are not installed.
     """
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError("argument -export: needs `pip install onnx onnxscript`") from error
+    check_onnx()
     images = torch.zeros(2, *shape)
     program = torch.onnx.export(
         net.eval(),

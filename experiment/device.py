@@ -11,8 +11,8 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
-def resolve(name: str) -> torch.device:
-    """The device of a -device flag: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
+def resolve(name: str, flag: str = "-device") -> torch.device:
+    """The device of a flag: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
 
     Under torchrun "auto" and "cuda" are the GPU of this process.
 
@@ -30,7 +30,7 @@ def resolve(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"argument -device: must be auto, cpu, cuda or cuda:N, not '{name}'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"argument -device: {name} asked for, but this machine has {torch.cuda.device_count()} GPUs")
+        raise ValueError(f"argument {flag}: {name} asked for, but this machine has {torch.cuda.device_count()} GPUs")
     return device
 
 

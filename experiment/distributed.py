@@ -11,7 +11,6 @@ import os
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -57,11 +56,27 @@ def replicate(net: nn.Module) -> nn.Module:
     device = next(net.parameters()).device
     if device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        return DistributedDataParallel(net, [device], broadcast_buffers=False)
+        return DistributedDataParallel(net, [device])
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = GlobalBatchNorm
-    return DistributedDataParallel(net, broadcast_buffers=False)
+    return DistributedDataParallel(net)
+
+
+class _Mean(torch.autograd.Function):
+    """Mean over the processes, differentiable."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        distributed.all_reduce(x)
+        return x / world()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        distributed.all_reduce(grad)
+        return grad / world()
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -71,9 +86,9 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         wide, dims = x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3)
-        mean = all_reduce(wide.mean(dims)) / world()
+        mean = _Mean.apply(wide.mean(dims))
         centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().mean(dims)) / world()
+        variance = _Mean.apply(centred.square().mean(dims))
         with torch.no_grad():
             n = x.numel() // x.shape[1] * world()
             self.running_mean.lerp_(mean, self.momentum)

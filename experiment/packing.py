@@ -36,10 +36,12 @@ def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if part == "bits" and not packed.keys().isdisjoint({f"{stem}:values", f"{stem}:shape"}):
             shape = packed[f"{stem}:shape"].tolist()
             size = math.prod(shape)
+            if len(x) != math.ceil(size / 8):
+                raise ValueError(f"{stem}: mask and shape do not fit together")
             kept = torch.from_numpy(np.unpackbits(x.numpy(), count=size).astype(bool))
             values = packed[f"{stem}:values"]
-            if len(x) != math.ceil(size / 8) or int(kept.sum()) != len(values):
-                raise ValueError(f"{stem}: mask, values and shape do not fit together")
+            if int(kept.sum()) != len(values):
+                raise ValueError(f"{stem}: mask and values do not fit together")
             tensors[stem] = torch.zeros(size, dtype=values.dtype).masked_scatter_(kept, values).view(shape)
         elif part not in ("values", "shape") or f"{stem}:bits" not in packed:
             tensors[name] = x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,12 +17,15 @@ def load_pretrained(net: nn.Module, path: Path) -> None:
     """Load the weights at `path` (see `read_weights`) into the network.
 
     Raises:
-        ValueError: there are none, or they are of another network.
+        ValueError: there are none, they are of another network, or not finite.
     """
     try:
-        load_network(net, read_weights(path))
-    except ValueError as error:
-        raise ValueError(f"argument -pretrained: {path}: {error}") from error
+        weights = read_weights(path)
+        if broken := [name for name, x in weights.items() if not bool(x.isfinite().all())]:
+            raise ValueError(f"{broken[0]} is not finite")
+        load_network(net, weights)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"argument -pretrained: {path}: {error}".splitlines()[0]) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -36,12 +39,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"there is no {file.name}" if path.is_dir() else "does not exist")
-    try:
-        if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors":
+        try:
             return load_file(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"holds no weights: {error}".splitlines()[0]) from error
-    if not isinstance(weights, dict) or not all(isinstance(x, Tensor) for x in weights.values()):
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"holds no weights: {error}") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        raise ValueError("holds no weights: not a whole PyTorch file of nothing but tensors") from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(x, Tensor) and x.layout is torch.strided for name, x in weights.items()
+    ):
         raise ValueError("holds no state_dict of names and tensors")
     return dict(weights)

@@ -35,7 +35,7 @@ def fit(args: Namespace, chain: Classifier, run: Run, key: dict, seed: int) -> s
     key: columns of table.csv, beside the seed, that say what the row is of.
     """
     if not train(chain, run, args.sn, bool(args.resume)):
-        return chain.divergence()
+        return chain.divergence(args.lr)
     run.store("predictions", chain.predictions())
     if args.save:
         run.store("model", chain.net.state_dict())

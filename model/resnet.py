@@ -59,6 +59,13 @@ def bottleneck(channels: int, width: int, stride: int) -> Block:
     return Block(first, nn.Conv2d(width, width, 3, stride, padding=1, bias=False), last, stride=stride)
 
 
+def blocks_per_stage(depth: int) -> int:
+    """n of the depth 6 n + 2; raises ValueError for another depth."""
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"the depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, 110), not {depth}")
+    return (depth - 2) // 6
+
+
 class ResNet(nn.Module):
     """Three stages of 16, 32 and 64 channels with (depth - 2) / 6 blocks each; ResNet20 has 272,474 parameters at
     3 channels and 10 classes, 267,264 of them in its sparse layers.
@@ -75,15 +82,14 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, shape: tuple[int, int, int], classes: int):
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"the depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, 110), not {depth}")
+        blocks_each = blocks_per_stage(depth)
         block, expansion = (bottleneck, 4) if depth >= BOTTLENECK_FROM else (basic, 1)
         self.conv1 = nn.Conv2d(shape[0], 16, 3, padding=1, bias=False)
         self.bn1 = batch_norm(self.conv1)
         channels = 16
         for stage, width in enumerate((16, 32, 64), 1):
             blocks = []
-            for i in range((depth - 2) // 6):
+            for i in range(blocks_each):
                 blocks.append(block(channels, width, stride=2 if stage > 1 and i == 0 else 1))
                 channels = width * expansion
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))

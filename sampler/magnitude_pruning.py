@@ -61,11 +61,12 @@ def keep_largest(beta: Tensor, fraction: float, chain_dims: int = 0) -> Tensor:
     The threshold is the exact k-th smallest |beta|; weights equal to it are dropped too, so every
     kept weight is larger than every pruned one.
     """
-    size = beta.detach().abs().flatten(chain_dims)
-    k = math.floor(fraction * size.shape[-1])
+    size = beta.detach().abs()
+    flat = size.flatten(chain_dims)
+    k = math.floor(fraction * flat.shape[-1])
     if k == 0:
         return torch.ones_like(beta, dtype=torch.bool)
-    return (size > _smallest(size, k)).view(beta.shape)
+    return size > _smallest(flat, k).view(*size.shape[:chain_dims], *[1] * (size.ndim - chain_dims))
 
 
 def keep_largest_units(beta: Tensor, fraction: float) -> Tensor:

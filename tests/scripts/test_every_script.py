@@ -2,13 +2,16 @@
 
 import pytest
 
+import bayes_cnn
 import lr_simulation
 import posterior_cnn
 import sa_convergence
 import uci_run
 
 
-@pytest.mark.parametrize("module", [lr_simulation, uci_run, posterior_cnn, sa_convergence], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [lr_simulation, uci_run, posterior_cnn, bayes_cnn, sa_convergence], ids=lambda m: m.__name__
+)
 def test_every_flag_is_explained(module, capsys):
     parser, _ = module.parse([])
     with pytest.raises(SystemExit) as stop:

@@ -234,7 +234,7 @@ def change(folder: Path, name: str, altered) -> None:
 @pytest.mark.parametrize("name", TENSORS)
 @pytest.mark.parametrize("altered", ["another shape", "missing"])
 def test_a_checkpoint_that_does_not_fit_is_a_one_line_error(unfinished, in_process, name, altered):
-    change(unfinished, name, lambda x: torch.cat([x.reshape(-1)] * 2)[1:] if altered == "another shape" else None)
+    change(unfinished, name, lambda x: torch.cat([x.reshape(-1)] * 3)[1:] if altered == "another shape" else None)
     result = in_process(posterior_cnn, *TINY, "-save_samples", 1, "-resume", 1, out=unfinished)
     one_line(result, str(unfinished), "checkpoint")
 
