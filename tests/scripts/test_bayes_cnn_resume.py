@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import pickle
 import random
 import shutil
 import signal
@@ -184,29 +183,9 @@ def unfinished(interrupted, untrained, tmp_path):
     return tmp_path / "unfinished"
 
 
-class Trap:
-    """A pickle that leaves a file behind when it is loaded."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-DAMAGE = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "truncated header": lambda path: path.write_bytes(path.read_bytes()[:100]),
-    "empty": lambda path: path.write_bytes(b""),
-    "of text": lambda path: path.write_text("not tensors" * 100),
-    "without a header": lambda path: save_file(load_file(path), path),
-    "a pickle": lambda path: path.write_bytes(pickle.dumps(Trap(path.with_name("trapped")))),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_a_one_line_error(unfinished, untrained, in_process, damage):
-    DAMAGE[damage](unfinished / "checkpoint.safetensors")
+def test_a_damaged_checkpoint_is_a_one_line_error(unfinished, untrained, in_process):
+    path = unfinished / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
     before = snapshot(unfinished)
     flags = (*TINY, *SPARSE, "-pretrained", untrained)
     result = in_process(bayes_cnn, *flags, "-resume", 1, out=unfinished)
