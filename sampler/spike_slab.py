@@ -204,6 +204,8 @@ class SSGLPrior:
         """
         self.k += 1
         chain_omega, dims = self.omega(self.k), len(self.chains)
+        if not isinstance(chain_omega, Tensor) and chain_omega == 0:
+            return  # a fixed prior
         beta = self._flat.gather(self.layers)  # (*chains, P)
         v1, omega = per_chain(self.v1, beta), per_chain(chain_omega, beta)
         delta = self._flat.expand(self.delta)
