@@ -3,7 +3,7 @@
 # make test-fast  the same without the tests that kill processes, compile or sample for long
 # make results    rerun what results/ and the committed figures hold; 25 minutes on two cores, needs the UCI files
 # make results-images  the same for the MNIST and Fashion-MNIST table and figures; two hours on two cores
-# make results-resnet  the same for ResNet20 on CIFAR10; five hours on two cores
+# make results-resnet  the same for ResNet20 on CIFAR10; two and a half hours on two cores
 #                 CHECKPOINT=FILE: from the authors' dense checkpoint, as the committed results
 # make bench      time the programs against plain loops, results/benchmarks.csv
 
@@ -90,17 +90,23 @@ FINE := $(VENV)/bin/python bayes_cnn.py -prune 1 -pretrained $(TABLE3)/dense -tr
 results-resnet: $(RUN)
 	$(VENV)/bin/python bayes_cnn.py $(if $(CHECKPOINT),-pretrained $(CHECKPOINT)) -lr 2e-7 -invT 20000 -prune 0 -sn 20 \
 	    -train 125 -amp 1 -resume 1 -out $(TABLE3)/dense
-	for c in sa em sghmc; do for seed in 1 2; do \
-	    $(FINE) -c $$c -sn 30 -seed $$seed -out $(TABLE3)/$${c}_seed$$seed || exit 1; \
-	done; done
-	$(VENV)/bin/python -m experiment.compare table3 $(TABLE3)
-	$(VENV)/bin/python -m figures.sparse_resnet figures/sparse_resnet.png $(TABLE3)/*_seed*
-	for what in weight unit rho; do \
-	    $(FINE) -pruning $$what -sn 5 -out runs/pruning/$${what}_0.9 || exit 1; \
+	$(FINE) -c sa -sn 10 -val 0.1 -milestones 7 9 -out runs/table3_validation/late
+	$(FINE) -c sa -sn 10 -val 0.1 -milestones 4 7 -out runs/table3_validation/early
+	for c in sa em sghmc; do \
+	    $(FINE) -c $$c -sn 25 -milestones 10 18 -average 5 -out $(TABLE3)/$$c || exit 1; \
 	done
-	for what in weight unit; do $(FINE) -pruning $$what -preset 0.5 -sn 5 -out runs/pruning/$${what}_0.5 || exit 1; done
-	for what in weight rho; do $(FINE) -pruning $$what -v1 0.1 -sn 5 -out runs/pruning/$${what}_0.9_wide || exit 1; done
-	$(VENV)/bin/python -m experiment.compare table3_pruning runs/pruning
+	for c in sa em; do $(FINE) -c $$c -sn 30 -out $(TABLE3)/$${c}_late || exit 1; done
+	for what in weight unit rho; do \
+	    $(FINE) -pruning $$what -sn 4 -milestones 2 3 -out runs/table3_pruning/$${what}_0.9 || exit 1; \
+	done
+	for what in weight unit; do \
+	    $(FINE) -pruning $$what -preset 0.5 -sn 4 -milestones 2 3 -out runs/table3_pruning/$${what}_0.5 || exit 1; \
+	done
+	$(FINE) -pruning rho -v1 0.1 -sn 4 -milestones 2 3 -out runs/table3_pruning/rho_0.9_wide
+	for name in table3 table3_validation table3_pruning; do \
+	    $(VENV)/bin/python -m experiment.compare $$name runs/$$name || exit 1; \
+	done
+	$(VENV)/bin/python -m figures.sparse_resnet figures/sparse_resnet.png $(addprefix $(TABLE3)/,sa em sghmc)
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -25,7 +25,7 @@ from experiment import device, distributed, options, report
 from experiment.board import Board, summary_writer
 from experiment.classification import scores
 from experiment.classifier import AVERAGED, METRICS, Classifier
-from experiment.compressed import check_folder, check_onnx, export
+from experiment.compressed import check_export, export
 from experiment.pretrained import load_pretrained
 from experiment.run import Diverged, Run
 from experiment.seeds import fit, fit_seeds, folders, split, table_of
@@ -314,11 +314,10 @@ def main() -> int:
             load_pretrained(network(args, data), path)
         if args.tensorboard:
             summary_writer()
+        if args.export and not args.save:
+            raise ValueError("argument -export: needs -save 1")
         if args.export:
-            check_onnx()
-            if not args.save:
-                raise ValueError("argument -export: needs -save 1")
-            check_folder(Path(args.export))
+            check_export(Path(args.export))
         run = Run("bayes_cnn", name, vars(args))
     key = {"data": args.data, "model": f"resnet{args.depth}", "aug": args.aug}
     key |= {"method": args.c if args.prune else "dense", "target": args.sparse if args.prune else 0.0}

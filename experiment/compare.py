@@ -24,7 +24,8 @@ from .report import PUBLISHED, formatted, over_seeds
 from .run import write_csv
 
 BY = ["data", "aug", "model", "pruning", "target", "sn", "method"]  # as far as the runs have them
-SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "invT"]  # of args.json, likewise
+# of args.json, likewise
+SETTINGS = ["sn", "milestones", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT"]
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 
 

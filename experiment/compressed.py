@@ -30,24 +30,13 @@ def layer_table(net: nn.Module, shape: tuple[int, int, int]) -> pd.DataFrame:
     """
     rows = []
 
-    def count(name: str, weight: Tensor, positions: int) -> None:
-        total, kept = weight.numel(), int((weight != 0).sum())
-        rows.append(
-            {
-                "layer": name,
-                "shape": "x".join(map(str, weight.shape)),
-                "parameters": total,
-                "kept": kept,
-                "sparsity": 1 - kept / total,
-                "density": kept / total,
-                "multiply_adds": total * positions,
-                "multiply_adds_kept": kept * positions,
-            }
-        )
-
     def hook(name: str):
         def after(module: nn.Module, _, output: Tensor) -> None:
-            count(f"{name}.weight", module.weight.detach(), math.prod(output.shape[2:]))
+            weight, positions = module.weight, math.prod(output.shape[2:])
+            total, kept = weight.numel(), int((weight != 0).sum())
+            row = {"layer": f"{name}.weight", "shape": "x".join(map(str, weight.shape))}
+            row |= {"parameters": total, "kept": kept, "sparsity": 1 - kept / total, "density": kept / total}
+            rows.append(row | {"multiply_adds": total * positions, "multiply_adds_kept": kept * positions})
 
         return after
 
@@ -89,27 +78,18 @@ def load_compressed(file: Path) -> nn.Module:
     return net.eval()
 
 
-def check_folder(folder: Path) -> None:
-    """Make the folder, or raise ValueError."""
+def check_export(folder: Path) -> None:
+    """Make the folder; raise ValueError where that, or writing ONNX, is not possible."""
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
+        raise ValueError("argument -export: needs `pip install onnx onnxscript`")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"argument -export: {folder} cannot be written: {error.strerror}") from error
 
 
-def check_onnx() -> None:
-    """Raise ValueError unless ONNX files can be written here."""
-    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
-        raise ValueError("argument -export: needs `pip install onnx onnxscript`")
-
-
 def save_onnx(net: nn.Module, shape: tuple[int, int, int], file: Path) -> None:
-    """Write the network as ONNX, for normalised images (n, *shape) of any n; zeros are stored as zeros.
-
-    Raises:
-        ValueError: the packages onnx and onnxscript are not installed.
-    """
-    check_onnx()
+    """Write the network as ONNX, for normalised images (n, *shape) of any n; zeros are stored as zeros."""
     images = torch.zeros(2, *shape)
     program = torch.onnx.export(
         net.eval(),
@@ -127,9 +107,12 @@ def export(net: nn.Module, arguments: dict, folder: Path, half: bool = False) ->
     """Write network.safetensors, network.onnx and layers.csv; returns the table of layers and the files' bytes.
 
     net: on the CPU.  arguments: of its class; they hold the shape of an image.
+
+    Raises:
+        ValueError: the folder cannot be written, or onnx and onnxscript are not installed.
     """
     files = {name: folder / file for name, file in FILES.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    check_export(folder)
     layers = layer_table(net, arguments["shape"])
     write_csv(folder / "layers.csv", layers)
     save_compressed(net, arguments, files["compact"], half)
