@@ -92,10 +92,10 @@ results-resnet: $(RUN)
 	    -train 125 -amp 1 -resume 1 -out $(TABLE3)/dense
 	$(FINE) -c sa -sn 10 -val 0.1 -milestones 7 9 -out runs/table3_validation/late
 	$(FINE) -c sa -sn 10 -val 0.1 -milestones 4 7 -out runs/table3_validation/early
-	for c in sa em sghmc; do \
-	    $(FINE) -c $$c -sn 25 -milestones 10 18 -average 5 -out $(TABLE3)/$$c || exit 1; \
+	for c in sa em sghmc; do $(FINE) -c $$c -sn 30 -out $(TABLE3)/$$c || exit 1; done
+	for c in sa em; do \
+	    $(FINE) -c $$c -sn 25 -milestones 10 18 -average 5 -out $(TABLE3)/$${c}_early || exit 1; \
 	done
-	for c in sa em; do $(FINE) -c $$c -sn 30 -out $(TABLE3)/$${c}_late || exit 1; done
 	for what in weight unit rho; do \
 	    $(FINE) -pruning $$what -sn 4 -milestones 2 3 -out runs/table3_pruning/$${what}_0.9 || exit 1; \
 	done

@@ -87,7 +87,8 @@ def main(name: str, *runs: str) -> None:
     by = keys(table)
     differences = paired(predictions, by)
     write_csv(PUBLISHED.parent / f"{name}.csv", table)
-    write_csv(PUBLISHED.parent / f"{name}_paired.csv", differences)
+    if len(differences):
+        write_csv(PUBLISHED.parent / f"{name}_paired.csv", differences)
     for kind in ("attack", "ood"):
         found = [path for run in runs for path in sorted(Path(run).rglob(f"{kind}.csv"))]
         if found:
@@ -96,7 +97,8 @@ def main(name: str, *runs: str) -> None:
             write_csv(PUBLISHED.parent / f"{name}_{kind}.csv", pd.concat(tables, ignore_index=True))
     metrics = [f"{m}{suffix}" for m in METRICS for suffix in ("", "_averaged")]
     print(formatted(over_seeds(table, by, metrics), by, metrics, digits=4).to_string(index=False))
-    print(differences.round(4).to_string(index=False))
+    if len(differences):
+        print(differences.round(4).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -76,10 +76,12 @@ def draw(folders: list[Path], file: Path) -> Path:
         for method, run in first.items():
             values = getattr(run, name)
             rows = np.random.default_rng(0).permutation(len(values))[:SHOWN]
-            style = {"color": COLOURS[method], "label": NETWORK_LABELS[method], "markersize": 2, "alpha": 0.6}
+            label = rf"{NETWORK_LABELS[method]}, norm $\|\beta\|$ = {np.linalg.norm(run.sizes):.2f}"
+            style = {"color": COLOURS[method], "label": label, "markersize": 2, "alpha": 0.6}
             ax.plot(run.sizes[rows], values[rows], ".", **style)
-        ax.set(yscale="symlog", xlabel=r"$|\beta|$ at the end; 0: pruned")
+        ax.set(xlabel=r"$|\beta|$ at the end; 0: pruned")
         ax.set_xscale("symlog", linthresh=1e-3)
+        ax.set_yscale("symlog", linthresh=1e-3)
         ax.set(title=rf"$\kappa_{name[-1]}$, weight of the penalty on ${penalty}$ ({SHOWN} weights)")
         ax.legend(markerscale=4)
     figure.savefig(file)
@@ -99,9 +101,7 @@ def curves(ax, runs: list[Sparse], methods: list[str]) -> None:
         ax.plot([], [], color=COLOURS[method], label=f"{NETWORK_LABELS[method]}, {np.mean(ends):.2f} (n = {len(ends)})")
     for dense in sorted({run.dense for run in runs}):
         ax.axhline(dense, color=COLOURS["truth"], linewidth=0.8, label=f"dense network, {dense:.2f}")
-    lowest = min(run.metrics["accuracy"].quantile(0.1) for run in runs)
     ax.set(title="accuracy over the epochs (last epoch)", xlabel="epoch", ylabel="test accuracy, %")
-    ax.set_ylim(bottom=lowest - 2)
     ax.legend(loc="lower left")
     right.set(ylabel="sparsity, % (dashed)", ylim=(0, 100))
     right.spines["right"].set_visible(True)

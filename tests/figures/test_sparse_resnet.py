@@ -14,10 +14,10 @@ SIZE = ("-data", "digits", "-depth", 8, "-train", 100)
 
 @pytest.fixture(scope="module")
 def runs(shared_run):
-    dense = shared_run("resnet_dense", SCRIPT, *SIZE, "-sn", 3, "-lr", 1e-5, "-prune", 0)
+    dense = shared_run("compared_dense", SCRIPT, *SIZE, "-sn", 3, "-lr", 1e-5, "-prune", 0)
     assert dense.code == 0, dense.stderr
     flags = (*SIZE, "-sn", 3, "-prune", 1, "-cut", 0.9, "-gap", 1, "-pretrained", dense.folder)
-    made = [shared_run(f"resnet_{c}", SCRIPT, *flags, "-c", c, "-seeds", 2) for c in ("sa", "em")]
+    made = [shared_run(f"compared_{c}", SCRIPT, *flags, "-c", c, "-seeds", 2) for c in ("sa", "em")]
     assert [run.code for run in made] == [0, 0], [run.stderr for run in made]
     return [run / "" for run in (dense, *made)]
 
