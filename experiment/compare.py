@@ -23,9 +23,9 @@ from .classifier import METRICS
 from .report import PUBLISHED, formatted, over_seeds
 from .run import write_csv
 
-BY = ["data", "aug", "model", "pruning", "target", "sn", "method"]  # as far as the runs have them
+BY = ["data", "aug", "model", "pruning", "target", "sn", "milestones", "method"]  # as far as the runs have them
 # of args.json, likewise
-SETTINGS = ["sn", "milestones", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT"]
+SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT"]
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 
 
@@ -38,6 +38,8 @@ def collect(runs: list[Path]) -> tuple[pd.DataFrame, dict[tuple, dict[int, dict[
         )
         row = pd.read_csv(path.parent / "table.csv").iloc[0].to_dict()
         row |= {name: args[name] for name in SETTINGS if name in args} | {"seconds": summary["seconds"]}
+        if "milestones" in args:
+            row["milestones"] = " ".join(map(str, args["milestones"]))
         rows.append(row | {name: environment[name] for name in HARDWARE})
         predictions.setdefault(tuple(row[name] for name in BY if name in row), {})[row["seed"]] = load_file(path)
     order = {"dense": 0, "sa": 1, "em": 2, "sghmc": 3, "dropout": 4, "vanilla": 5}
