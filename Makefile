@@ -100,9 +100,8 @@ results-resnet: $(RUN)
 	    $(FINE) -pruning $$what -sn 4 -milestones 2 3 -out runs/table3_pruning/$${what}_0.9 || exit 1; \
 	done
 	for what in weight unit; do \
-	    $(FINE) -pruning $$what -preset 0.5 -sn 4 -milestones 2 3 -out runs/table3_pruning/$${what}_0.5 || exit 1; \
+	    $(FINE) -pruning $$what -preset 0.5 -sn 2 -milestones 1 -out runs/table3_pruning/$${what}_0.5 || exit 1; \
 	done
-	$(FINE) -pruning rho -v1 0.1 -sn 4 -milestones 2 3 -out runs/table3_pruning/rho_0.9_wide
 	for name in table3 table3_validation table3_pruning; do \
 	    $(VENV)/bin/python -m experiment.compare $$name runs/$$name || exit 1; \
 	done

@@ -116,7 +116,7 @@ def densities(ax, runs: list[Sparse], methods: list[str]) -> None:
     names = list(runs[0].density)
     ax.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names, rotation=90, fontsize=7)
     ax.set(title="density of the layers (shortcuts, conv1 and fc are not sparse)", ylabel="weights kept / weights")
-    ax.legend()
+    ax.legend(loc="center")
 
 
 if __name__ == "__main__":
