@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -233,7 +234,11 @@ def test_a_killed_run_goes_on_bit_for_bit(script, start, untrained, tmp_path, se
 def killed(command: list[str], folder: Path, after: int, seconds: float) -> int:
     """kill -9, `seconds` after a checkpoint says that `after` epochs are done; returns how many are done then."""
     process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as the whole run: the number of threads changes the rounding
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         while process.poll() is None and epochs(folder) < after:
