@@ -14,12 +14,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bayes_cnn import Chain, network, parse
-from benchmarks.interleaved import interleaved, record
 from benchmarks.posterior_cnn import fake
+from benchmarks.record import record
 from data.augment import RECIPES
 from data.image_sets import ImageData
 from experiment import device
 from experiment.compressed import save_onnx
+from experiment.timing import interleaved
 from sampler.magnitude_pruning import keep_largest
 
 SHAPE = (3, 32, 32)

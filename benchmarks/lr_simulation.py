@@ -10,9 +10,10 @@ import itertools
 import numpy as np
 import torch
 
-from benchmarks.interleaved import interleaved, record
+from benchmarks.record import record
 from data.simulation import simulate
 from experiment import device
+from experiment.timing import interleaved
 from lr_simulation import Simulation, parse
 
 ITERATIONS = 2000

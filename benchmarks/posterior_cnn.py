@@ -12,10 +12,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
-from benchmarks.interleaved import interleaved, record
+from benchmarks.record import record
 from data.augment import RAW, RECIPES
 from data.image_sets import ImageData, MemoryImages
 from experiment import device
+from experiment.timing import interleaved
 from model.model_zoo_mnist import ConvNet
 from posterior_cnn import Chain, parse
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.interleaved import interleaved, record
+from benchmarks.record import record
 from data import uci
+from experiment.timing import interleaved
 from uci_run import METHODS, Cell, Regression, parse
 
 ROWS, FEATURES, EPOCHS = 506, 13, 20

@@ -84,13 +84,34 @@ def erasing_boxes(
     return torch.cat([top, left, height * erased, width * erased], dim=-1)
 
 
+def shade(x: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Add brightness (n) to the images (n, c, h, w), then scale what differs from a channel's mean by contrast (n).
+
+    As TensorFlow's random_brightness and random_contrast: nothing is clipped.
+    """
+    mean = x.mean((-2, -1), keepdim=True)
+    return (x - mean) * contrast[:, None, None, None] + (mean + brightness[:, None, None, None])
+
+
+def standardise(x: Tensor) -> Tensor:
+    """(x - mean) / max(sd, 1 / sqrt(pixels)) of every image (n, c, h, w) by itself, over all its channels.
+
+    As TensorFlow's per_image_standardization, whose images have pixels in [0, 255], for pixels in [0, 1].
+    """
+    pixels = x[0].numel()
+    sd, mean = torch.std_mean(x, (1, 2, 3), correction=0, keepdim=True)
+    return (x - mean) / sd.clamp(min=1 / (255 * pixels**0.5))
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """What happens to a minibatch: crop, flip, rotate, normalise, erase, in this order.
+    """What happens to a minibatch: crop, flip, shade, rotate, normalise, erase, in this order.
 
     padding: of the random crop.  degrees: rotation is uniform in +-degrees.  flip: mirror with
     probability 1/2.  mean, sd: of a channel, for pixels in [0, 1].  erase: the value, on the scale
-    of normalised pixels, that fills the erased box of every channel; () never erases.
+    of normalised pixels, that fills the erased box of every channel; () never erases.  brightness:
+    is added, uniform in +-brightness.  contrast: uniform between the two factors.
+    standardise: normalise every image by its own mean and standard deviation instead.
     """
 
     padding: int = 0
@@ -99,9 +120,14 @@ class Recipe:
     mean: tuple[float, ...] = (0.0,)
     sd: tuple[float, ...] = (1.0,)
     erase: tuple[float, ...] = ()
+    brightness: float = 0.0
+    contrast: tuple[float, float] = (1.0, 1.0)
+    standardise: bool = False
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / sd for pixels x (n, c, h, w) in [0, 1]."""
+        if self.standardise:
+            return standardise(x)
         if (self.mean, self.sd) == (RAW.mean, RAW.sd):
             return x
         return (x - _per_channel(self.mean, x.device)) / _per_channel(self.sd, x.device)
@@ -119,6 +145,10 @@ class Recipe:
         if self.flip:
             x = flip(x, torch.rand(n, **uniform)[mine] < 0.5)
         x = to_unit(x)
+        if self.brightness or self.contrast != RAW.contrast:
+            low, high = self.contrast
+            brightness, contrast = torch.rand(2, n, **uniform)[:, mine]
+            x = shade(x, self.brightness * (2 * brightness - 1), low + (high - low) * contrast)
         if self.degrees:
             x = rotate(x, self.degrees * (2 * torch.rand(n, **uniform)[mine] - 1))
         x = self.normalise(x)

@@ -6,6 +6,7 @@ fit are read from disk by worker processes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,18 @@ def hold_out(data: ImageData, share: float, seed: int) -> ImageData:
         raise DataError(f"a stratified share of {len(rows)} images cannot be held out: {error}") from error
     kept, held = torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
     return ImageData(data.classes, data.train.subset(kept), data.train.subset(held))
+
+
+def random_labels(data: ImageData, seed: int) -> ImageData:
+    """The data set with labels that say nothing of the images: uniform, in both parts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def relabelled(images: Images) -> Images:
+        images = copy.copy(images)
+        images.y = torch.randint(len(data.classes), images.y.shape, generator=generator).to(images.y.device)
+        return images
+
+    return ImageData(data.classes, relabelled(data.train), relabelled(data.test))
 
 
 def read_folder(root: Path, size: int | None, memory: int, workers: int) -> ImageData:

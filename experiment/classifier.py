@@ -23,7 +23,7 @@ from .classification import entropy, scores
 from .compiled import Step
 from .evaluation import member, predict
 from .predictive import CategoricalMixturePredictive
-from .run import joined, part
+from .run import Run, joined, part
 from .samples import save_sample
 from .training import check_state, load_network, load_optimizer_state, optimizer_state, random_state, set_random_state
 
@@ -44,7 +44,7 @@ class Classifier:
         data: the data set, on the device of the network.  net: the network; it names `sparse_layers`.
         recipe: augmentation and normalisation of the images.
         sampler: SGHMC or any torch optimizer.  prior: of a Bayesian run, else None.
-        pruner: magnitude pruning of the sparse layers.
+        pruner: magnitude pruning of the sparse layers, or None.
         generators: "order" (CPU), "augment" (device), and what else the script draws from.
         amp: bfloat16 autocast.  compiled: torch.compile of the network.
         test_batch: minibatch size of evaluations.
@@ -59,7 +59,7 @@ class Classifier:
         recipe: Recipe,
         sampler: Optimizer,
         prior: SSGLPrior | None,
-        pruner: MagnitudePruner,
+        pruner: MagnitudePruner | None,
         generators: Mapping[str, torch.Generator],
         *,
         amp: bool,
@@ -107,14 +107,19 @@ class Classifier:
         if self.average.samples:
             averaged = scores(self.average.probabilities(), labels)
             row |= {f"{name}_averaged": value for name, value in averaged.items()}
+        row |= self.progress()
+        self.board.add(row, epoch)
+        return [row]
+
+    def progress(self) -> dict[str, float]:
+        """The columns of metrics.csv beside the scores."""
+        row, group = {}, self.sampler.param_groups[0]
         if self.prior:
             velocities = [self.sampler.velocity(p) for p in self.net.parameters()]
             row["temperature_kinetic"] = float(kinetic_temperature(velocities, group["lr"], group["momentum"]))
             row["temperature_claimed"] = 1 / group["invT"]
             row |= self.prior.summary()
-        row["sparsity"] = self.sparsity()
-        self.board.add(row, epoch)
-        return [row]
+        return row | {"sparsity": self.sparsity()}
 
     def status(self, rows: list[dict]) -> str:
         averaged = rows[-1].get("accuracy_averaged")
@@ -153,13 +158,19 @@ class Classifier:
             "labels": self.data.test.y,
         }
 
+    def store(self, run: Run, weights: bool) -> None:
+        """Write the predictions, and, if wanted, the last network, model.safetensors."""
+        run.store("predictions", self.predictions())
+        if weights:
+            run.store("model", self.net.state_dict())
+
     def state_dict(self) -> dict[str, Tensor]:
         return joined(
             {
                 "net": self.net.state_dict(),
                 "optimizer": optimizer_state(self.net, self.sampler),
                 "prior": self.prior.state_dict() if self.prior else {},
-                "pruner": self.pruner.state_dict(),
+                "pruner": self.pruner.state_dict() if self.pruner else {},
                 "average": self.average.state_dict(),
                 "random": random_state(self.generators, self.device),
                 "own": {
@@ -179,7 +190,8 @@ class Classifier:
         on_device = {name: x.to(self.device) for name, x in state.items() if name.startswith(("prior.", "pruner."))}
         if self.prior:
             self.prior.load_state_dict(part("prior", on_device))
-        self.pruner.load_state_dict(part("pruner", on_device))
+        if self.pruner:
+            self.pruner.load_state_dict(part("pruner", on_device))
         self.average.load_state_dict(part("average", state))
         set_random_state(self.generators, self.device, part("random", state))
         own = part("own", state)

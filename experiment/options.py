@@ -96,15 +96,17 @@ def add_run_options(parser: Parser, several_seeds: bool = True) -> None:
     group.add_argument("-save_every", type=non_negative, default=10.0, help="seconds between checkpoints")
 
 
-def add_image_options(parser: Parser, *, names: Sequence[str], data: str, aug: int) -> None:
-    """-data -data_dir -size -workers -aug -train -test -val: what goes in."""
+def add_image_options(
+    parser: Parser, *, names: Sequence[str], data: str, aug: int | None, train: int | None = 1000
+) -> None:
+    """-data -data_dir -size -workers -aug -train -test -val: what goes in; None: a default that depends on others."""
     group = parser.add_argument_group("images")
     group.add_argument("-data", choices=names, default=data, help="data set")
     group.add_argument("-data_dir", default=None, help="data folder; default BSDL_DATA, else data/cache")
     group.add_argument("-size", type=count, default=None, help="-data folder: scale images to size x size")
     group.add_argument("-workers", type=whole, default=2, help="processes that read images from disk")
     group.add_argument("-aug", type=switch, default=aug, help="1: augmented, normalised training images")
-    group.add_argument("-train", type=count, default=1000, help="minibatch size, of all processes together")
+    group.add_argument("-train", type=count, default=train, help="minibatch size, of all processes together")
     group.add_argument("-test", type=count, default=1000, help="minibatch size of evaluations")
     group.add_argument("-val", type=fraction, default=0.0, help="evaluate on this share of the training part")
 

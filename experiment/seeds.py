@@ -36,9 +36,7 @@ def fit(args: Namespace, chain: Classifier, run: Run, key: dict, seed: int) -> s
     """
     if not train(chain, run, args.sn, bool(args.resume)):
         return chain.divergence(args.lr)
-    run.store("predictions", chain.predictions())
-    if args.save:
-        run.store("model", chain.net.state_dict())
+    chain.store(run, bool(args.save))
     finish(args, pd.DataFrame([key | {"seed": seed} | chain.result()]), run, key)
     return ""
 

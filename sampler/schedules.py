@@ -68,6 +68,11 @@ def stepwise(lr: float, milestones: Sequence[int], done: int) -> float:
     return lr * 0.1 ** sum(done >= milestone for milestone in milestones)
 
 
+def linear_decay(lr: float, start: int, end: int, k: int) -> float:
+    """Step size of iteration k = 1, 2, ..., end: lr up to `start`, then linearly down, to reach 0 after `end`."""
+    return lr * min(1.0, (end + 1 - k) / (end + 1 - start))
+
+
 def annealed(invT: Number, anneal: Number, k: Number) -> Number:
     """Inverse temperature invT * anneal^k after k annealing events; infinite where that overflows."""
     try:

@@ -1,9 +1,7 @@
-"""Timing of alternatives in turn, A B C A B C ..., because single timings of a shared machine mean little."""
+"""Rates and their ratios to a baseline, in results/benchmarks.csv."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,18 +9,6 @@ import pandas as pd
 from experiment.run import environment, write_csv
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks.csv"
-
-
-def interleaved(alternatives: dict[str, Callable[[], None]], rounds: int = 7) -> dict[str, float]:
-    """Median seconds of each alternative over `rounds` rounds, after one that is not counted."""
-    seconds = {name: [] for name in alternatives}
-    for i in range(rounds + 1):
-        for name, run in alternatives.items():
-            began = time.perf_counter()
-            run()
-            if i:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: pd.Series(values).median() for name, values in seconds.items()}
 
 
 def record(benchmark: str, unit: str, rates: dict[str, float]) -> None:

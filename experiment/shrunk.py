@@ -1,0 +1,171 @@
+"""A network before and after units were cut out of it: size, arithmetic, speed, and files."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.surgery import constant, cut, units
+
+from .compressed import check_export, save_onnx
+from .run import replace_file
+from .structured import Dense
+from .timing import interleaved
+
+BATCHES = (1, 256)  # images at a time, in the timings
+SECONDS = 0.02  # a timing repeats its network for about that long
+NETWORK = "network.pt2"
+
+
+def shrink(
+    method: Dense, shape: tuple[int, int, int], threshold: float | None = None, allow_empty: bool = False
+) -> tuple[nn.Sequential, dict[str, int], set[str]]:
+    """The cut network, the units of its layers, and the layers that lost all units.
+
+    shape: of an image.  threshold: of the scores, by default the method's.  allow_empty: such layers really go, and
+    leave a constant; otherwise each keeps its best unit.
+    """
+    kept, empty = method.kept(threshold)
+    small = cut(method.plain(), kept)
+    if empty and allow_empty:
+        return constant(small, empty, shape), units(kept, empty), empty
+    return small, units(kept), empty
+
+
+def flops(net: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of one image by torch.utils.flop_counter: two for every multiply-add of a convolution
+    or a matrix product; biases, batch norm, activations and pooling count nothing."""
+    device = next((x.device for x in [*net.parameters(), *net.buffers()]), None)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, *shape, device=device))
+    return counter.get_total_flops()
+
+
+def parameters(net: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    """Calls that fill SECONDS."""
+    call()
+    once = interleaved({"": call}, rounds=3)[""]
+    return max(1, round(SECONDS / once))
+
+
+def _repeated(call: Callable[[], object], times: int, finish: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            call()
+        finish()
+
+    return run
+
+
+def _speed_up(dense: Callable[[], object], small: Callable[[], object], finish: Callable[[], None]) -> float:
+    """Time of the dense network over that of the small one, each the median of its turns."""
+    times = _repeats(dense)
+    seconds = interleaved({name: _repeated(c, times, finish) for name, c in {"dense": dense, "small": small}.items()})
+    return seconds["dense"] / seconds["small"]
+
+
+def speed_ups(dense: nn.Module, small: nn.Module, shape: tuple[int, int, int], device: torch.device) -> dict:
+    """Wall-clock speed-up on the CPU in torch and in ONNX Runtime, and on `device` if that is a GPU: `speedup_cpu_1`...
+
+    dense, small: in evaluation mode, batch norm folded in both. The two take turns. ONNX columns are None where
+    onnxruntime is not installed.
+    """
+    dense, small = copy.deepcopy(dense).cpu(), copy.deepcopy(small).cpu()
+    sessions = _sessions(dense, small, shape)
+    row = {}
+    with torch.no_grad():
+        for batch in BATCHES:
+            x = torch.rand(batch, *shape)
+            row[f"speedup_cpu_{batch}"] = _speed_up(lambda x=x: dense(x), lambda x=x: small(x), lambda: None)
+            feed = {"images": x.numpy()}
+            runs = [lambda s=session, feed=feed: s.run(None, feed) for session in sessions]
+            row[f"speedup_onnx_{batch}"] = _speed_up(*runs, lambda: None) if runs else None
+        if device.type == "cuda":
+            big, little = copy.deepcopy(dense).to(device), copy.deepcopy(small).to(device)
+            for batch in BATCHES:
+                x = torch.rand(batch, *shape, device=device)
+                calls = (lambda x=x: big(x)), (lambda x=x: little(x))
+                row[f"speedup_gpu_{batch}"] = _speed_up(*calls, lambda: torch.cuda.synchronize(device))
+    return row
+
+
+def _sessions(dense: nn.Module, small: nn.Module, shape: tuple[int, int, int]) -> list:
+    if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxscript") is None:
+        return []
+    import tempfile
+
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    sessions = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, net in enumerate((dense, small)):
+            file = Path(folder) / f"{i}.onnx"
+            save_onnx(net, shape, file)
+            sessions.append(onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"]))
+    return sessions
+
+
+def unit_table(method: Dense, threshold: float | None = None) -> pd.DataFrame:
+    """One row per unit and site: its score, and whether it stays."""
+    kept, _ = method.kept(threshold)
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "layer": name,
+                "side": ("outputs", "inputs")[dim],
+                "unit": np.arange(len(score)),
+                "score": score.cpu().numpy(),
+                "kept": kept[name, dim].int().cpu().numpy(),
+            }
+        )
+        for (name, dim), score in method.scores().items()
+    )
+
+
+def sweep(
+    method: Dense, shape: tuple[int, int, int], thresholds: Tensor, accuracy: Callable[[nn.Module], float]
+) -> pd.DataFrame:
+    """Accuracy (percent), parameters, FLOPs and units of the network cut at every threshold."""
+    rows = []
+    for threshold in thresholds.tolist():
+        small, left, _ = shrink(method, shape, threshold)
+        row = {"threshold": threshold, "accuracy": accuracy(small), "parameters": parameters(small)}
+        rows.append(row | {"flops": flops(small, shape)} | {f"units_{name}": count for name, count in left.items()})
+    return pd.DataFrame(rows)
+
+
+def save(net: nn.Module, shape: tuple[int, int, int], folder: Path) -> dict[str, int]:
+    """Write network.pt2, which `torch.export.load` reads without this repository, and network.onnx; returns bytes.
+
+    Both take images (n, *shape), normalised as in training, for any n.
+
+    Raises:
+        ValueError: the folder cannot be written, or onnx and onnxscript are not installed.
+    """
+    check_export(folder)
+    net = copy.deepcopy(net).cpu().eval()
+    program = torch.export.export(net, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    files = {"pt2": folder / NETWORK, "onnx": folder / "network.onnx"}
+    replace_file(files["pt2"], lambda temporary: _save_program(program, temporary))
+    save_onnx(net, shape, files["onnx"])
+    return {name: file.stat().st_size for name, file in files.items()}
+
+
+def _save_program(program, file: Path) -> None:
+    with open(file, "wb") as stream:  # by name it would insist on its suffix
+        torch.export.save(program, stream)

@@ -1,0 +1,417 @@
+"""Structured Bayesian pruning: LeNet and VGG-like networks that become smaller (Neklyudov et al., NIPS 2017).
+
+    python sbp_cnn.py -model lenet-fc -data mnist -c sbp
+    python sbp_cnn.py -model lenet5 -data mnist -c sbp -pretrained runs/sbp_cnn/dense_mnist_lenet5_seed1
+    python sbp_cnn.py -model vgglike -data cifar10 -c sbpa -device cuda
+
+A trained network gets log-normal multiplicative noise on its neurons and channels (-c sbp, sbpa) and is trained on;
+units whose signal-to-noise ratio is below 1 are then removed, and the network is cut to the others. Beside it SparseVD
+(sparsevd), group lasso (ssl) and the plain network (dense).
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from data import images
+from data.augment import RAW, RECIPES, Recipe
+from data.image_sets import ImageData, Images, random_labels
+from experiment import device, distributed, options, report, shrunk
+from experiment.board import Board, summary_writer
+from experiment.classification import scores
+from experiment.classifier import Classifier
+from experiment.compressed import check_export
+from experiment.evaluation import member, predict
+from experiment.pretrained import load_pretrained
+from experiment.run import NOT_IDENTITY, Diverged, Run, write_csv
+from experiment.seeds import fit, fit_seeds, split, table_of
+from experiment.shrunk import shrink
+from experiment.structured import SBP, SSL, Dense, SparseVD
+from experiment.training import train
+from model.lenet import centre, lenet5, lenet_fc
+from model.surgery import fused, units
+from model.vgg import CONVOLUTIONS, vgglike
+from sampler.noise import stream
+from sampler.schedules import linear_decay
+
+MODELS = {"lenet-fc": lenet_fc, "lenet5": lenet5, "vgglike": vgglike}
+NOISY = {  # sites of the noise: outputs (0), before the bias, or inputs (1) of a layer
+    "lenet-fc": (("fc1", 1), ("fc1", 0), ("fc2", 0)),
+    "lenet5": (("conv1", 0), ("conv2", 0), ("fc1", 1), ("fc1", 0)),
+    "vgglike": (*((f"conv{i + 1}", 0) for i in range(CONVOLUTIONS)), ("fc1", 1), ("fc2", 1)),
+}
+SBPA = (10.0, 10.0, 5.0, 5.0)  # weights of the KL of the first layers
+METHODS = ("sbp", "sbpa", "sparsevd", "ssl", "dense")
+DATA = (*images.NAMES, "mnist-random", "cifar10-random")
+VGG = Recipe(padding=2, flip=True, brightness=63 / 255, contrast=(0.2, 1.8), standardise=True)
+COLLAPSE = 5.0  # points of accuracy below the dense network
+
+
+def published(model: str, c: str, sn: int | None) -> dict:
+    """Published settings of a model and a method; -decay for a run of sn epochs."""
+    if model != "vgglike":
+        values = {"sn": 200, "lr": 1e-3, "train": 128, "l2": 0.0, "noise_lr": 1.0, "aug": 0, "dense_sn": 200}
+        flat = 1 / 2
+    else:
+        values = {"sn": 300, "lr": 1e-5, "train": 100, "l2": 0.0, "noise_lr": 10.0, "aug": 1, "dense_sn": 200}
+        flat = 5 / 6
+    if c == "dense":
+        values |= {"sn": values["dense_sn"], "lr": 1e-3, "l2": 1.0 if model == "vgglike" else 0.0}
+        flat = 1 / 2
+    return values | {"decay": round(flat * (sn or values["sn"]))}
+
+
+def recipe(args: Namespace) -> Recipe:
+    """What happens to the images; LeNet subtracts the mean training image itself."""
+    if args.model == "vgglike":
+        return VGG if args.aug else Recipe(standardise=True)
+    full = RECIPES[args.data.removesuffix("-random")]
+    return replace(full, mean=RAW.mean, sd=RAW.sd, erase=()) if args.aug else RAW
+
+
+def network(args: Namespace, data: ImageData) -> nn.Sequential:
+    """The plain network of the flags, on the device."""
+    dropout = {"dropout": True} if args.model == "vgglike" and args.c == "dense" else {}
+    with options.about("-model"):
+        net = MODELS[args.model](data.shape, len(data.classes), args.scale, **dropout)
+    return net.to(device.resolve(args.device), memory_format=torch.channels_last)
+
+
+def attached(args: Namespace, net: nn.Sequential, generator: torch.Generator) -> Dense:
+    """The method of -c on the network."""
+    sbp = partial(SBP, noisy=NOISY[args.model])
+    methods = {"sbp": sbp, "sbpa": partial(sbp, weights=SBPA), "sparsevd": SparseVD, "ssl": SSL, "dense": Dense}
+    return methods[args.c](net, generator)
+
+
+class Chain(Classifier):
+    """One network of one seed, in training by one method.
+
+    net: a plain network with its initial weights.  dense: the network it is compared with in the end, None: itself.
+    """
+
+    def __init__(self, args: Namespace, data: ImageData, seed: int, run: Run, net: nn.Sequential, dense=None):
+        self.args, self.seed, self.run = args, seed, run
+        self.dense = fused(dense or net)
+        torch.manual_seed(stream(seed, "dropout").initial_seed())
+        generators = {"order": stream(seed, "order")}
+        generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
+        self.method = attached(args, net, generators["noise"])
+        noise = self.method.noise_parameters()
+        others = [p for p in net.parameters() if not any(p is q for q in noise)]
+        groups = [
+            {"params": [p for p in others if p.ndim > 1], "scale": 1.0, "l2": args.l2},
+            {"params": [p for p in others if p.ndim == 1], "scale": 1.0, "l2": 0.0},
+            {"params": noise, "scale": args.noise_lr, "l2": 0.0},
+        ]
+        super().__init__(
+            f"{args.data} {args.model} {args.c} seed {seed}",
+            data,
+            net,
+            recipe(args),
+            torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, betas=(args.beta1, 0.999)),
+            prior=None,
+            pruner=None,
+            generators=generators,
+            amp=bool(args.amp),
+            compiled=bool(args.compile),
+            test_batch=args.test,
+            folder=None,
+            board=Board(run.folder if args.tensorboard else None),
+        )
+        self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
+        self.last_penalty = 0.0
+        self.threshold = args.snr if args.c in ("sbp", "sbpa") else None
+
+    def epoch(self) -> None:
+        """Minimise N cross entropy + penalty over one pass through the training images."""
+        args, batches, done = self.args, self.batches, self.iterations // self.batches
+        rank, world = distributed.rank(), distributed.world()
+        order = torch.randperm(self.observations, generator=self.generators["order"])[: batches * args.train]
+        weight = args.kl_weight * (min(1.0, (done + 1) / args.warmup) if args.warmup else 1.0)
+        for x, y in self.data.train.batches(*distributed.share(order, args.train)):
+            self.iterations += 1
+            lr = linear_decay(args.lr, args.decay * batches, args.sn * batches, self.iterations)
+            l2 = 1e-3 + (1 - 1e-3) * done / args.sn  # grows, as released
+            for group in self.sampler.param_groups:
+                group.update(lr=lr * group["scale"], weight_decay=l2 * group["l2"])
+            self.method.train()
+            self.net.zero_grad()
+            x = self.recipe.augment(x, self.generators["augment"], rank, world)
+            penalty = self.method.penalty()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                logits = self.forward(x)
+            potential = self.observations * cross_entropy(logits, y) + weight * penalty
+            potential.backward()
+            self.sampler.step()
+            self.method.project()
+            self.finite += potential.detach() < torch.inf
+        self.last_penalty = float(torch.as_tensor(penalty).detach())
+
+    def progress(self) -> dict[str, float]:
+        kept, empty = self.method.kept(self.threshold)
+        return {"penalty": self.last_penalty} | {f"units_{name}": n for name, n in units(kept, empty).items()}
+
+    @torch.no_grad()
+    def log_probabilities(self, net: nn.Module, part: Images) -> Tensor:
+        """Log-probabilities of images under a network of this chain's kind."""
+        return predict(member(net, self.recipe, amp=self.amp), part, self.test_batch)
+
+    def accuracy(self, net: nn.Module, part: Images) -> float:
+        """In percent."""
+        return scores(self.log_probabilities(net, part).exp(), part.y)["accuracy"]
+
+    @cached_property
+    def shrunk(self) -> tuple[nn.Sequential, dict[str, int], set[str]]:
+        """The network cut to its units, fine-tuned if wanted; units; layers that lost all of them."""
+        small, left, empty = shrink(self.method, self.data.shape, self.threshold, bool(self.args.allow_empty))
+        if empty:
+            what = "cut out" if self.args.allow_empty else "one unit of each kept; -allow_empty 1 removes it"
+            print(
+                f"note: {self.name}: no unit of {', '.join(sorted(empty))} passes the threshold; {what}",
+                file=sys.stderr,
+            )
+        if self.args.finetune and any(p.requires_grad for p in small.parameters()):
+            small = fine_tuned(self.args, self.data, self.seed, self.run, small)
+        return small, left, empty
+
+    def result(self) -> dict:
+        """Numbers of table.csv, of the network as cut."""
+        (small, left, empty), data, shape = self.shrunk, self.data, self.data.shape
+        row = scores(self.log_probabilities(small, data.test).exp(), data.test.y)
+        accuracy, dense = row["accuracy"], self.accuracy(self.dense, data.test)
+        row |= {
+            "error": 100 - accuracy,
+            "accuracy_uncut": scores(self.predict().exp(), data.test.y)["accuracy"],
+            "accuracy_dense": dense,
+            "accuracy_train": self.accuracy(small, data.train),
+            "collapsed": int(accuracy < dense - COLLAPSE),
+            "empty_layers": len(empty),
+            **{f"units_{name}": count for name, count in left.items()},
+            "parameters": shrunk.parameters(small),
+            "parameters_dense": shrunk.parameters(self.dense),
+            "flops": shrunk.flops(small, shape),
+            "flops_dense": shrunk.flops(self.dense, shape),
+        }
+        row["flops_ratio"] = row["flops_dense"] / row["flops"] if row["flops"] else float("inf")
+        if row["collapsed"]:
+            print(f"note: {self.name} collapsed: {accuracy:.2f}% as cut, {dense:.2f}% dense", file=sys.stderr)
+        return row | (shrunk.speed_ups(self.dense, small, shape, self.device) if self.args.speed else {})
+
+    def predictions(self) -> dict[str, Tensor]:
+        """Of the network as cut."""
+        probabilities = self.log_probabilities(self.shrunk[0], self.data.test).exp()
+        return {"probabilities": probabilities, "labels": self.data.test.y}
+
+    def store(self, run: Run, weights: bool) -> None:
+        """Also the network as cut, and the tables units.csv and, with -threshold_sweep, sweep.csv."""
+        super().store(run, weights)
+        if weights:
+            run.store("cut", self.shrunk[0].state_dict())
+        if self.method.scores() and run.writes:
+            write_csv(run.folder / "units.csv", shrunk.unit_table(self.method, self.threshold))
+            if self.args.threshold_sweep:
+                thresholds, test = torch.linspace(0, 2, self.args.threshold_sweep + 1), self.data.test
+                table = shrunk.sweep(self.method, self.data.shape, thresholds, lambda net: self.accuracy(net, test))
+                write_csv(run.folder / "sweep.csv", table)
+
+
+def fine_tuned(args: Namespace, data: ImageData, seed: int, run: Run, net: nn.Sequential) -> nn.Sequential:
+    """The cut network, trained on for -finetune epochs without noise, at a step that falls from lr / 10 to 0."""
+    changed = {"c": "dense", "sn": args.finetune, "lr": args.lr / 10, "decay": 0, "finetune": 0, "l2": 0.0, "speed": 0}
+    args = Namespace(**(vars(args) | changed))
+    chain = Chain(args, data, seed, run.part("finetune"), net.train())
+    if not train(chain, chain.run, args.sn, bool(args.resume)):
+        raise Diverged(chain.divergence(args.lr))
+    return net.eval()
+
+
+def dense_network(args: Namespace, data: ImageData, seed: int, run: Run) -> nn.Sequential:
+    """The trained plain network of a seed: -pretrained, or else trained here first."""
+    net = network(args, data)
+    if args.pretrained:
+        load_pretrained(net, pretrained(args, seed))
+        return net
+    part = run.part("dense")
+    settings = published(args.model, "dense", args.dense_sn)
+    changed = {"c": "dense", "sn": args.dense_sn, "finetune": 0, "speed": 0, "threshold_sweep": 0, "noise_lr": 1.0}
+    changed |= {name: settings[name] for name in ("lr", "l2", "decay")}
+    args = Namespace(**(vars(args) | changed))
+    if not (args.resume and part.finished) and (diverged := fit_chain(args, data, seed, part)):
+        raise Diverged(diverged)
+    load_pretrained(net, part.folder)
+    return net
+
+
+def pretrained(args: Namespace, seed: int) -> Path:
+    """The weights of a seed: of its own folder in that of a run of several seeds."""
+    several = Path(args.pretrained) / f"seed{seed}"
+    return several if several.is_dir() else Path(args.pretrained)
+
+
+def fresh_network(args: Namespace, data: ImageData, seed: int) -> nn.Sequential:
+    """A plain network with its initial weights."""
+    torch.manual_seed(stream(seed, "init").initial_seed())
+    net = network(args, data)
+    if args.model != "vgglike":
+        centre(net, data.train.batches(torch.arange(len(data.train)), 1000))
+    return net
+
+
+def fit_chain(args: Namespace, data: ImageData, seed: int, run: Run) -> str:
+    """Train one network of one seed by -c, and write its results; returns '' or how it diverged."""
+    try:
+        if args.c == "dense" and not args.pretrained:
+            chain = Chain(args, data, seed, run, fresh_network(args, data, seed))
+        else:
+            net = dense_network(args, data, seed, run)
+            chain = Chain(args, data, seed, run, net, dense=copy.deepcopy(net))
+        return fit(args, chain, run, key(args), seed)
+    except Diverged as error:  # the plain network before, or the fine-tuning
+        return str(error)
+
+
+def key(args: Namespace) -> dict:
+    """Columns of table.csv that say what a row is of."""
+    return {"data": args.data, "model": args.model, "scale": args.scale, "method": args.c}
+
+
+def parse(argv: list[str] | None = None):
+    parser = options.Parser(description="Structured Bayesian pruning, SparseVD and group lasso; units cut out.")
+    options.add_image_options(parser, names=DATA, data="mnist", aug=None, train=None)
+    parser.add_argument("-model", choices=MODELS, default="lenet-fc", help="network")
+    parser.add_argument("-scale", type=options.positive, default=1.0, help="width of all layers, in units of -model's")
+    parser.add_argument("-c", choices=METHODS, default="sbp", help="method; sbpa: more KL on the first four layers")
+    about = "trained plain network to start from: a file, or a run's folder; default: train one first"
+    parser.add_argument("-pretrained", default=None, metavar="PATH", help=about)
+    parser.add_argument("-sn", type=options.count, default=None, help="epochs; default 200, vgglike 300, dense 200")
+    parser.add_argument("-dense_sn", type=options.count, default=None, help="epochs of the plain network; default 200")
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("-lr", type=options.positive, default=None, help="Adam; default 1e-3, vgglike after dense 1e-5")
+    about = "epochs before the step falls linearly to 0; default sn / 2, vgglike after dense 5 sn / 6"
+    group.add_argument("-decay", type=options.whole, default=None, help=about)
+    group.add_argument("-beta1", type=options.fraction, default=0.95, help="of Adam")
+    about = "step of mu and log sigma in units of -lr; default 1, vgglike 10"
+    group.add_argument("-noise_lr", type=options.positive, default=None, help=about)
+    about = "weight of |w|^2 / 2 in the last epoch, from a thousandth in the first; default 0, dense vgglike 1"
+    group.add_argument("-l2", type=options.non_negative, default=None, help=about)
+    group = parser.add_argument_group("pruning")
+    about = "weight of the method's penalty (KL or group lasso) beside N x cross entropy"
+    group.add_argument("-kl_weight", type=options.non_negative, default=1.0, help=about)
+    group.add_argument("-warmup", type=options.whole, default=0, help="epochs over which that weight grows from 0")
+    group.add_argument("-snr", type=options.non_negative, default=1.0, help="sbp: units with a smaller SNR are removed")
+    about = "-c sbp: also cut at so many steps of SNR from 0 to 2"
+    group.add_argument("-threshold_sweep", type=options.whole, default=0, metavar="STEPS", help=about)
+    about = "1: a layer may lose all its units, and leave a constant; 0: it keeps its best"
+    group.add_argument("-allow_empty", type=options.switch, default=0, help=about)
+    group.add_argument("-finetune", type=options.whole, default=0, help="epochs of the cut network without noise")
+    group.add_argument("-speed", type=options.switch, default=1, help="1: time the cut network against the plain one")
+    options.add_device_options(parser)
+    options.add_run_options(parser)
+    kept = options.add_kept_options(parser)
+    kept.add_argument("-export", default=None, metavar="DIR", help="write the cut network there, .pt2 and ONNX")
+    args = parser.parse_args(argv)
+    values = published(args.model, args.c, args.sn)
+    for name, value in values.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    parser.set_defaults(**values)
+    return parser, args
+
+
+def load_data(args: Namespace) -> ImageData:
+    """The data set, or its images with random labels, on the device."""
+    data = images.load(args.data.removesuffix("-random"), args.data_dir, args.size, workers=args.workers)
+    if args.data.endswith("-random"):
+        data = random_labels(data, seed=0)
+    return data.to(device.resolve(args.device))
+
+
+def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None:
+    """-export: the cut network of every finished seed."""
+    for seed, run in runs.items():
+        folder = Path(args.export) / f"seed{seed}" if len(runs) > 1 else Path(args.export)
+        chain = Chain(Namespace(**(vars(args) | {"finetune": 0})), data, seed, run, network(args, data))
+        load_pretrained(chain.net, run.folder)
+        small, left, _ = chain.shrunk  # the structure; its weights may have been fine-tuned
+        load_pretrained(small, run.folder / "cut.safetensors")
+        sizes = shrunk.save(small, data.shape, folder)
+        print(f"{folder}: {'-'.join(map(str, left.values()))}, {sizes['pt2']:,} bytes; ONNX {sizes['onnx']:,}")
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print mean +- sd over seeds, and the published row."""
+    by = ["data", "model", "method"]
+    left = [name for name in table if name.startswith("units_") and table[name].notna().any()]
+    metrics = ["error", "accuracy_uncut", "accuracy_dense", *left, "parameters", "flops_ratio"]
+    metrics += [name for name in table if name.startswith("speedup_") and table[name].notna().any()]
+    ours = report.over_seeds(table, by, metrics)
+    printed = report.formatted(ours, by, metrics, digits=2)
+
+    def text(row, _) -> str:
+        return f"error {row.error}, units {row.units}, FLOPs {row.flops_ratio}x, CPU {row.cpu}x"
+
+    printed["published"] = report.beside(ours, by, report.published("sbp"), text)
+    print(printed.T.to_string(header=False))
+    print("mean +- sd over n seeds, of the network as cut; error in percent; FLOPs: multiply-adds of the layers")
+
+
+def main() -> int:
+    parser, args = parse()
+    device.prepare()
+    with parser.checked():
+        distributed.start(device.resolve(args.device))
+        distributed.share(torch.arange(args.train), args.train)  # checks -train
+        if args.threshold_sweep and args.c not in ("sbp", "sbpa"):
+            raise ValueError(f"argument -threshold_sweep: is of the SNR, which -c {args.c} does not have")
+        if args.decay > args.sn:
+            raise ValueError(f"argument -decay: {args.decay} is after the last of {args.sn} epochs")
+        data = load_data(args)
+        split(args, data, args.seed)
+        for seed in range(args.seed, args.seed + args.seeds):
+            if args.pretrained:
+                load_pretrained(network(args, data), pretrained(args, seed))
+        network(args, data)  # checks the images' size
+        if args.tensorboard:
+            summary_writer()
+        if args.export and not args.save:
+            raise ValueError("argument -export: needs -save 1")
+        if args.export:
+            check_export(Path(args.export))
+        run = Run("sbp_cnn", folder_name(parser, args), vars(args))
+
+    def fit_one(seed: int, each: Run) -> str:
+        return fit_chain(args, split(args, data, seed), seed, each)
+
+    runs, diverged = fit_seeds(args, run, key(args), fit_one)
+    if distributed.rank() == 0:
+        show(table_of(runs))
+        if args.export:
+            export_parts(args, data, runs)
+        print(f"results: {run.folder}")
+    if diverged:
+        raise Diverged(diverged)
+    return 0
+
+
+def folder_name(parser: options.Parser, args: Namespace) -> str:
+    """Name of the default folder."""
+    several = f"_seeds{args.seeds}" if args.seeds > 1 else ""
+    stem = f"{args.c}_{args.data}_{args.model}_seed{args.seed}{several}"
+    short = Namespace(**(vars(args) | {"pretrained": args.pretrained and Path(args.pretrained).stem}))
+    ignore = (*NOT_IDENTITY, "data", "model", "c", "seed", "seeds", "pretrained")
+    return "_".join(filter(None, [stem, parser.changed(short, ignore)]))
+
+
+if __name__ == "__main__":
+    options.run_script(main)
