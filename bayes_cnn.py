@@ -27,13 +27,14 @@ from experiment.classification import scores
 from experiment.classifier import AVERAGED, METRICS, Classifier
 from experiment.compressed import check_export, export
 from experiment.pretrained import load_pretrained
-from experiment.run import Diverged, Run
+from experiment.priors import network_prior
+from experiment.run import NOT_IDENTITY, Diverged, Run
 from experiment.seeds import fit, fit_seeds, folders, split, table_of
 from model.resnet import ResNet, blocks_per_stage
 from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
-from sampler.magnitude_pruning import keep_largest, keep_largest_units, keep_likeliest
+from sampler.magnitude_pruning import keep_largest_units, keep_likeliest
 from sampler.noise import stream
-from sampler.schedules import RobbinsMonro, adaptation, annealed, stepwise
+from sampler.schedules import annealed, stepwise
 from sampler.sgmcmc import check_sghmc
 
 PRESETS = {0.3: (0.5, 1e-3), 0.5: (0.1, 5e-4), 0.7: (0.1, 5e-5), 0.9: (0.005, 1e-5)}  # sparsity: v0, v1, published
@@ -41,8 +42,8 @@ DENSE = {"lr": 2e-6, "invT": 20000.0, "anneal": 1.0}  # published for -prune 0
 SPARSE = {"lr": 2e-9, "invT": 1000.0, "anneal": 1.005}  # and for -prune 1
 EPOCH = 50  # iterations of a published epoch: 50,000 images in minibatches of 1000
 PRUNING = ("weight", "unit", "rho")
-IN_THE_STEM = ("out", "resume", "save_every", "data", "data_dir", "workers", "depth", "c", "seed", "seeds", "prune")
-IN_THE_STEM += ("sparse", "device", "gpu", "export", "half")  # or no part of a default folder's name
+# flags that the stem of a default folder's name tells, or that are no part of it
+IN_THE_STEM = ("c", "sparse", "data", "depth", "seed", "seeds", "prune", *NOT_IDENTITY)
 
 
 def recipe(args: Namespace) -> Recipe:
@@ -57,36 +58,11 @@ def network(args: Namespace, data: ImageData) -> nn.Module:
     return net.to(device.resolve(args.device), memory_format=torch.channels_last)
 
 
-def ssgl_prior(args: Namespace, net: nn.Module, observations: float) -> SSGLPrior:
-    """SSGL on the sparse layers, N(0, 1/(wdecay N)) on the rest; with -prune 0 the latter on all."""
-    params = dict(net.named_parameters())
-    precision = args.wdecay * observations
-    plain = not args.prune  # the SSGL form with kappa0 = 0, kappa1 = precision, sigma = 1, and omega = 0
-    return SSGLPrior(
-        [params[name] for name in net.sparse_layers],
-        v0=args.v0,
-        v1=args.v1,
-        a=args.a,
-        b=args.b,
-        nu=args.nu,
-        lamda=args.lamda,
-        # da + 1: the released counter is one ahead
-        omega=adaptation("sghmc" if plain else args.c, RobbinsMonro(args.dc, args.da + 1, args.dalpha)),
-        sigma=1.0 if plain else args.sd,
-        kappa0=0.0 if plain else args.wdecay,
-        kappa1=precision if plain else args.wdecay,
-        delta=args.theta,
-        fix_scale=bool(args.fix_scale),
-        gaussian=[p for name, p in params.items() if name not in net.sparse_layers],
-        precision=precision,
-    )
-
-
 def magnitude_pruner(args: Namespace, prior: SSGLPrior, total: int) -> MagnitudePruner:
     """The pruner of -pruning; it counts one ahead, as released."""
     rho = prior.rho
     rules = {
-        "weight": lambda _, beta, fraction: keep_largest(beta, fraction),
+        "weight": None,  # the pruner's own
         "unit": lambda _, beta, fraction: keep_largest_units(beta, fraction),
         "rho": lambda i, beta, fraction: keep_likeliest(beta, rho[i], fraction),
     }
@@ -109,7 +85,8 @@ class Chain(Classifier):
         with options.about("-momentum"):
             check_sghmc(args.lr, args.momentum)
         noise = FlatNoise(generators["noise"])
-        prior = ssgl_prior(args, net, self.potential_scale)
+        # delay: the released counter is one ahead
+        prior = network_prior(args, net, self.potential_scale, plain=not args.prune, delay=1, delta=args.theta)
         super().__init__(
             f"{args.data} {args.c if args.prune else 'dense'} seed {seed}",
             data,

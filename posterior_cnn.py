@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from data import images
@@ -28,12 +28,13 @@ from experiment import device, options, report
 from experiment.assessment import attack, load_members, out_of_distribution
 from experiment.board import Board, summary_writer
 from experiment.classifier import AVERAGED, METRICS, Classifier
+from experiment.priors import network_prior
 from experiment.run import AFTERWARDS, Diverged, Run
 from experiment.seeds import fit, fit_seeds, split, table_of
 from model.model_zoo_mnist import MODELS
-from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
+from sampler import SGHMC, FlatNoise, MagnitudePruner
 from sampler.noise import stream
-from sampler.schedules import RobbinsMonro, adaptation, annealed
+from sampler.schedules import annealed
 from sampler.sgmcmc import check_sghmc
 
 BAYESIAN = ("sa", "em", "sghmc")
@@ -54,28 +55,6 @@ def network(args: Namespace, data: ImageData) -> nn.Module:
     return net.to(device.resolve(args.device), memory_format=torch.channels_last)
 
 
-def ssgl_prior(args: Namespace, sparse: list[Tensor], rest: list[Tensor], observations: int) -> SSGLPrior:
-    """SSGL on the sparse layers, N(0, 1/(wdecay N)) on the rest; -c sghmc has the latter on both."""
-    weights, precision = sum(w.numel() for w in sparse), args.wdecay * observations
-    plain = args.c == "sghmc"  # the SSGL form with kappa0 = 0, kappa1 = precision, sigma = 1, and omega = 0
-    return SSGLPrior(
-        sparse,
-        v0=args.v0,
-        v1=args.v1,
-        a=args.a or weights,
-        b=args.b or weights,
-        nu=args.nu,
-        lamda=args.lamda,
-        omega=adaptation(args.c, RobbinsMonro(args.dc, args.da, args.dalpha)),
-        sigma=1.0 if plain else args.sd,
-        kappa0=0.0 if plain else args.wdecay,
-        kappa1=precision if plain else args.wdecay,
-        fix_scale=bool(args.fix_scale),
-        gaussian=rest,
-        precision=precision,
-    )
-
-
 class Chain(Classifier):
     """One network of one seed."""
 
@@ -85,7 +64,6 @@ class Chain(Classifier):
         net, observations = network(args, data), len(data.train)
         params = dict(net.named_parameters())
         sparse = [params[name] for name in net.sparse_layers]
-        rest = [p for name, p in params.items() if name not in net.sparse_layers]
         total = sum(p.numel() for p in params.values())
         generators = {"order": stream(seed, "order")}
         generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
@@ -105,7 +83,7 @@ class Chain(Classifier):
             net,
             recipe(args),
             sampler,
-            ssgl_prior(args, sparse, rest, observations) if args.c in BAYESIAN else None,
+            network_prior(args, net, observations, plain=args.c == "sghmc") if args.c in BAYESIAN else None,
             pruner,
             generators,
             amp=bool(args.amp),

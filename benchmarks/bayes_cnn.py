@@ -11,13 +11,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from bayes_cnn import Chain, network, parse
-from benchmarks.posterior_cnn import fake
+from benchmarks.plain_loop import PlainLoop, fake
 from benchmarks.record import record
 from data.augment import RECIPES
-from data.image_sets import ImageData
 from experiment import device
 from experiment.compressed import save_onnx
 from experiment.timing import interleaved
@@ -30,26 +28,6 @@ REPEATS = 4  # batches of one timing of inference
 def flags(*arguments) -> object:
     """Parsed flags that train for as long as one likes, with steps too small to matter."""
     return parse(["-sn", "100000", "-lr", "1e-12", *map(str, arguments)])[1]
-
-
-class PlainLoop:
-    """The same network and data under torch.optim.SGD with momentum and weight decay."""
-
-    def __init__(self, args, data: ImageData):
-        self.args, self.data, self.net = args, data, network(args, data)
-        self.forward = torch.compile(self.net) if args.compile else self.net
-        self.sgd = torch.optim.SGD(self.net.parameters(), lr=1e-9, momentum=0.9, weight_decay=5e-4)
-        self.generator = torch.Generator(data.train.y.device)
-
-    def epoch(self) -> None:
-        where = self.data.train.y.device
-        for x, y in self.data.train.batches(torch.randperm(len(self.data.train)), self.args.train):
-            self.net.zero_grad()
-            x = RECIPES["cifar10"].augment(x, self.generator)
-            with torch.autocast(where.type, torch.bfloat16, enabled=bool(self.args.amp)):
-                logits = self.forward(x)
-            cross_entropy(logits, y).backward()
-            self.sgd.step()
 
 
 def finished(program, where: torch.device):
@@ -65,9 +43,12 @@ def finished(program, where: torch.device):
 
 def steps(where: torch.device, batch: int, images: int, amp: int) -> None:
     """Images per second of training."""
-    data = ImageData(tuple("0123456789"), fake(images, SHAPE), fake(10, SHAPE)).to(where)
-    common = ("-train", batch, "-amp", amp, "-compile", int(where.type == "cuda"))
-    programs = {"torch.optim.SGD, momentum": PlainLoop(flags(*common), data)}
+    data = fake(images, SHAPE).to(where)
+    compiled = where.type == "cuda"
+    common = ("-train", batch, "-amp", amp, "-compile", int(compiled))
+    net, how = network(flags(*common), data), {"amp": bool(amp), "compiled": compiled}
+    plain = PlainLoop(net, data, batch, RECIPES["cifar10"], lr=1e-9, weight_decay=5e-4, **how)
+    programs = {"torch.optim.SGD, momentum": plain}
     programs["-prune 0"] = Chain(flags(*common, "-prune", 0), data, seed=1)
     programs["-prune 1 -c sa"] = Chain(flags(*common, "-prune", 1, "-gap", 1), data, seed=1)
     runs = {name: finished(program, where) for name, program in programs.items()}
@@ -87,7 +68,7 @@ def inference(batch: int = 256) -> None:
     import onnxruntime
 
     args = flags("-device", "cpu")
-    data = ImageData(tuple("0123456789"), fake(10, SHAPE), fake(10, SHAPE))
+    data = fake(10, SHAPE)
     dense, sparse = network(args, data).eval(), network(args, data).eval()
     with torch.no_grad():
         for name in sparse.sparse_layers:

@@ -9,12 +9,11 @@ on all cores; the augmentation on one.
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
+from benchmarks.plain_loop import PlainLoop, fake
 from benchmarks.record import record
 from data.augment import RAW, RECIPES
-from data.image_sets import ImageData, MemoryImages
 from experiment import device
 from experiment.timing import interleaved
 from model.model_zoo_mnist import ConvNet
@@ -23,29 +22,11 @@ from posterior_cnn import Chain, parse
 IMAGES = {128: 1280, 1000: 4000}  # minibatch size: images of an epoch
 
 
-def fake(n: int, shape: tuple[int, int, int]) -> MemoryImages:
-    return MemoryImages(torch.randint(256, (n, *shape), dtype=torch.uint8), torch.randint(10, (n,)))
-
-
-class PlainLoop:
-    """The same network and data under torch.optim.SGD with momentum."""
-
-    def __init__(self, data: ImageData, batch: int):
-        self.data, self.batch = data, batch
-        self.net = ConvNet(data.shape, 10).to(memory_format=torch.channels_last)
-        self.sgd = torch.optim.SGD(self.net.parameters(), lr=1e-4, momentum=0.9)
-
-    def epoch(self) -> None:
-        for x, y in self.data.train.batches(torch.randperm(len(self.data.train)), self.batch):
-            self.net.zero_grad()
-            cross_entropy(self.net(RAW.augment(x, torch.default_generator)), y).backward()
-            self.sgd.step()
-
-
 def steps(batch: int) -> None:
     """Images per second of one epoch under every method."""
-    data = ImageData(tuple("0123456789"), fake(IMAGES[batch], (1, 28, 28)), fake(10, (1, 28, 28)))
-    programs = {"torch.optim.SGD, momentum": PlainLoop(data, batch)}
+    data = fake(IMAGES[batch], (1, 28, 28))
+    net = ConvNet(data.shape, 10).to(memory_format=torch.channels_last)
+    programs = {"torch.optim.SGD, momentum": PlainLoop(net, data, batch, RAW, lr=1e-4)}
     for method in ("sa", "sghmc"):
         _, args = parse(["-c", method, "-train", str(batch), "-sn", "100000", "-lr", "1e-9"])
         programs[f"-c {method}"] = Chain(args, data, seed=1)
@@ -55,7 +36,7 @@ def steps(batch: int) -> None:
 
 def loading(name: str) -> None:
     """Images per second of an epoch with -aug 1, and of its minibatches and their augmentation alone."""
-    data = ImageData(tuple("0123456789"), fake(2000, (1, 28, 28)), fake(10, (1, 28, 28)))
+    data = fake(2000, (1, 28, 28))
     _, args = parse(["-data", name, "-aug", "1", "-lr", "1e-9"])
     chain = Chain(args, data, seed=1)
 
@@ -69,7 +50,7 @@ def loading(name: str) -> None:
 
 def augmentation() -> None:
     """1000 CIFAR images: one batch on one thread, against torchvision's transforms image by image."""
-    recipe, x = RECIPES["cifar10"], fake(1000, (3, 32, 32)).x
+    recipe, x = RECIPES["cifar10"], fake(1000, (3, 32, 32)).train.x
     reference = v2.Compose(
         [
             v2.RandomCrop(32, padding=recipe.padding),

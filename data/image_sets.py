@@ -7,6 +7,7 @@ fit are read from disk by worker processes.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,11 @@ class MemoryImages:
         """Minibatches of `size` in the given order; the last one may be smaller."""
         for rows in order.to(self.x.device).split(size):
             yield self.x[rows], self.y[rows]
+
+
+def _cores() -> int:
+    """Cores on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _open(file: str):
@@ -105,7 +111,7 @@ class FolderImages:
     """Images that stay on disk and are decoded by worker processes, batch by batch.
 
     files: paths.  y: (n) class indices.  shape: (channels, height, width).  size: scale every image
-    to size x size, or None.
+    to size x size, or None.  workers: processes, no more of them than cores.
     """
 
     streamed = True
@@ -139,7 +145,7 @@ class FolderImages:
         loader = DataLoader(
             files,
             batch_sampler=rows,
-            num_workers=self.workers,
+            num_workers=min(self.workers, _cores()),  # torch warns of more
             collate_fn=self._stack,
             pin_memory=device.type == "cuda",
         )

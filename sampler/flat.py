@@ -20,10 +20,12 @@ class Flat:
 
     def __init__(self, layers: Sequence[Tensor], chain_dims: int = 0):
         self.chain_dims = chain_dims
-        chains, self._orders, self._shapes = tuple(range(chain_dims)), [], []
+        chains, self._orders, self._inverses, self._shapes = tuple(range(chain_dims)), [], [], []
         for w in layers:
             inner = sorted(range(chain_dims, w.ndim), key=w.stride, reverse=True)  # channels_last stays a view
-            self._orders.append((*chains, *inner))
+            order = (*chains, *inner)
+            self._orders.append(order)
+            self._inverses.append(sorted(range(w.ndim), key=order.__getitem__))
             self._shapes.append([w.shape[d] for d in inner])
         self.sizes = [math.prod(shape) for shape in self._shapes]
 
@@ -34,9 +36,8 @@ class Flat:
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """(*chains, P) -> views of the layers' shapes and memory formats."""
-        parts = zip(flat.split(self.sizes, -1), self._shapes, self._orders, strict=True)
-        inverse = {order: sorted(range(len(order)), key=order.__getitem__) for order in self._orders}
-        return [part.unflatten(-1, shape).permute(inverse[order]) for part, shape, order in parts]
+        parts = zip(flat.split(self.sizes, -1), self._shapes, self._inverses, strict=True)
+        return [part.unflatten(-1, shape).permute(inverse) for part, shape, inverse in parts]
 
     def expand(self, x: Tensor) -> Tensor:
         """One number per layer (*chains, L) -> one per weight (*chains, P)."""

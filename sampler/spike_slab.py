@@ -155,7 +155,7 @@ class SSGLPrior:
         precision: float = 0.0,
     ):
         self.layers, self.gaussian, self.precision = list(layers), list(gaussian), precision
-        self.v0, self.v1, self.a, self.b, self.nu, self.lamda = v0, v1, a, b, nu, lamda
+        self.v1, self.a, self.b, self.nu, self.lamda = v1, a, b, nu, lamda
         self.omega, self.chains, self.observations, self.fix_scale = omega, chains, observations, fix_scale
         self.k = 0
         self._flat = Flat(self.layers, len(chains))
@@ -165,8 +165,8 @@ class SSGLPrior:
             value = torch.as_tensor(value, dtype=first.dtype, device=first.device)
             return value[..., None].expand(*chains, size).clone()
 
-        weights = sum(self._flat.sizes)
-        self._rho, self._kappa0, self._kappa1 = (filled(value, weights) for value in (0.5, kappa0, kappa1))
+        self._weights = sum(self._flat.sizes)  # sum_l p_l
+        self._rho, self._kappa0, self._kappa1 = (filled(value, self._weights) for value in (0.5, kappa0, kappa1))
         self._v0 = filled(v0, 1)
         self._sizes = first.new_tensor(self._flat.sizes)  # p_l
         self.delta = filled(delta, len(self.layers))  # (*chains, layers)
@@ -218,11 +218,10 @@ class SSGLPrior:
         rate = inclusion_rate(self._flat.sums(self._rho), self._sizes, self.a, self.b)
         self.delta = average(self.delta, rate, omega)
         l1, l2 = (x.squeeze(-1) for x in penalty_sums(beta, self._kappa0, self._kappa1, dims))
-        total = sum(self._flat.sizes)
         if residual is None:
-            sigma = sigma_classification(l1, l2, total, self.nu, self.lamda)
+            sigma = sigma_classification(l1, l2, self._weights, self.nu, self.lamda)
         else:
-            sigma = sigma_regression(l1, l2, residual, self.observations, total, self.nu, self.lamda)
+            sigma = sigma_regression(l1, l2, residual, self.observations, self._weights, self.nu, self.lamda)
         self.sigma2 = average(self.sigma2, sigma * sigma, chain_omega)
 
     def summary(self, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> dict[str, float]:

@@ -141,12 +141,15 @@ def test_average_is_exact_at_the_ends(omega, expected):
     assert torch.equal(average(pair[0], pair[1], torch.full((1000,), omega)), pair[expected])
 
 
+V0 = 0.1
+
+
 def make_prior(omega, chains=(), residual=True, seed=0, **settings):
     generator = torch.Generator().manual_seed(seed)
     layers = [torch.nn.Parameter(torch.randn(*chains, *shape, generator=generator)) for shape in ((4, 5), (5, 1))]
     bias = torch.nn.Parameter(torch.randn(*chains, 5, generator=generator))
     defaults = {
-        "v0": 0.1, "v1": 10.0, "a": 1.0, "b": 10.0, "nu": 1.0, "lamda": 1.0, "sigma": 2.0,
+        "v0": V0, "v1": 10.0, "a": 1.0, "b": 10.0, "nu": 1.0, "lamda": 1.0, "sigma": 2.0,
         "kappa0": 1e-4, "kappa1": 1e-4, "observations": 30 if residual else 0,
     }  # fmt: skip
     return SSGLPrior(layers, omega=omega, chains=chains, gaussian=[bias], precision=0.5, **defaults | settings)
@@ -156,7 +159,7 @@ def independent_update(prior, omega, residual):
     """Algorithm 1's latent update in float64 numpy, written from the specification alone."""
     s2 = prior.sigma2.double().numpy()
     out, rb, j, weights = {"rho": [], "delta": [], "kappa0": [], "kappa1": []}, 0.0, 0.0, 0
-    v0, v1 = float(prior.v0), prior.v1
+    v0, v1 = V0, prior.v1
     for i, layer in enumerate(prior.layers):
         beta = layer.detach().double().numpy().ravel()
         state = {k: getattr(prior, k)[i].double().numpy().ravel() for k in out}

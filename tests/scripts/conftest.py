@@ -1,15 +1,22 @@
-"""What the tests of the image script share: small image data sets on disk."""
+"""What the tests of the image scripts share: small image data sets on disk, runs that stop, and comparisons.
+
+The constant SCRIPT of a test module names the script that it tests.
+"""
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 CLASSES = {"cat": 30, "dog": 30}
 FEW = {"cat": 8, "dog": 8}
+SAME = ("table.csv", "metrics.csv", "model.safetensors", "predictions.safetensors")
 
 
 @pytest.fixture
@@ -47,3 +54,79 @@ def idx_files(tmp_path):
                 header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
                 (folder / file).write_bytes(header + array.tobytes())
     return tmp_path / "idx"
+
+
+@pytest.fixture
+def tested(request):
+    """The module of the script."""
+    return importlib.import_module(request.module.SCRIPT.removesuffix(".py"))
+
+
+@pytest.fixture
+def start(tested, in_process, tmp_path):
+    """start(*flags, out, code): the script in this process, with the exit status that it must have.
+
+    out=None: in its default folder.
+    """
+
+    def run(*flags, out: Path | str | None = "run", code: int = 0):
+        result = in_process(tested, *flags, out=tmp_path / out if out else None)
+        assert result.code == code, result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture
+def interrupted(tested, start, monkeypatch):
+    """interrupted(*flags, at): the same, interrupted by the user in the iteration `at` of this piece."""
+
+    def run(*flags, at: int, out: str = "pieces"):
+        calls = itertools.count(1)
+
+        def potential(logits, y):
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return cross_entropy(logits, y)
+
+        with monkeypatch.context() as stopping:
+            stopping.setattr(tested, "cross_entropy", potential)
+            result = start(*flags, "-save_every", 0, "-resume", 1, out=out, code=130)
+        assert not (result / "summary.json").exists() and result.stdout == ""
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """snapshot(folder): the files in it and below, with their contents."""
+
+    def take(folder) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def same_numbers():
+    """same_numbers(a, b): the results in two run folders are the same to the last bit."""
+
+    def check(a, b) -> None:
+        for name in SAME:
+            assert (Path(a) / name).read_bytes() == (Path(b) / name).read_bytes(), name
+
+    return check
+
+
+@pytest.fixture
+def one_line(request):
+    """one_line(result, *words): nothing but one line on standard error, apart from the progress of a training."""
+
+    def check(result, *words: str) -> None:
+        assert result.code == 2 and "Traceback" not in result.stderr
+        start = f"{request.module.SCRIPT}: error: "
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith(start)]
+        assert result.stderr.endswith(f"{line}\n") and all(word in line for word in words), line
+
+    return check

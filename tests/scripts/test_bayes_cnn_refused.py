@@ -25,18 +25,6 @@ def text(flags) -> str:
 
 
 @pytest.fixture
-def start(in_process, tmp_path):
-    """start(*flags, code, name): the script in this process, with the exit status that it must have."""
-
-    def run(*flags, code: int = 0, name: str | None = "run"):
-        result = in_process(bayes_cnn, *flags, out=tmp_path / name if name else None)
-        assert result.code == code, result.stderr
-        return result
-
-    return run
-
-
-@pytest.fixture
 def network(tmp_path):
     """network(depth, shape, classes): the file of a network that nobody has trained."""
 
@@ -136,13 +124,13 @@ def test_a_sparse_run_without_its_dense_run_says_how_to_make_it(refused, flags):
 def test_the_command_that_it_says_makes_it(start, refused):
     message = refused(bayes_cnn, *TINY, "-prune", 1)
     command = message.split("`")[1].removeprefix("python bayes_cnn.py ").split()
-    start(*command, "-sn", 1, "-train", 400, name=None)
-    start(*TINY, "-sn", 1, "-train", 400, "-prune", 1, name=None)
+    start(*command, "-sn", 1, "-train", 400, out=None)
+    start(*TINY, "-sn", 1, "-train", 400, "-prune", 1, out=None)
 
 
 def test_a_dense_run_that_is_not_finished_is_not_started_from(start, refused, tmp_path, monkeypatch):
     infinite_at(monkeypatch, 20)
-    start(*TINY, "-save_every", 0, code=3, name=None)
+    start(*TINY, "-save_every", 0, code=3, out=None)
     assert (tmp_path / "empty/runs/bayes_cnn/dense_digits_resnet8_seed1/checkpoint.safetensors").exists()
     assert "no dense network" in refused(bayes_cnn, *TINY, "-prune", 1)
 
@@ -187,7 +175,7 @@ def test_a_network_that_cannot_be_started_from_is_refused(refused, network, kind
 def test_a_dense_run_of_another_kind_of_image_is_refused(start, refused, pictures, tmp_path):
     """The dense run in the default place may have seen other images."""
     flags = ("-data", "folder", "-depth", 8, "-sn", 1, "-train", 20)
-    start(*flags, "-data_dir", pictures(), name=None)
+    start(*flags, "-data_dir", pictures(), out=None)
     three = {"cat": 30, "dog": 30, "emu": 30}
     message = refused(bayes_cnn, *flags, "-data_dir", pictures(train=three, root="other"), "-prune", 1)
     assert "fc." in message and "dense_folder_resnet8_seed1" in message
@@ -290,7 +278,7 @@ def test_the_advice_to_a_squeezed_run_is_about_its_flag(start, network, monkeypa
 
 def test_when_one_seed_diverges_the_others_finish(start, network, monkeypatch):
     flags = (*TINY, "-pretrained", network())
-    alone = start(*flags, "-seed", 2, name="alone")
+    alone = start(*flags, "-seed", 2, out="alone")
     infinite_at(monkeypatch, 3)
     result = start(*flags, "-seeds", 2, code=3)
     *_, last = result.stderr.splitlines()

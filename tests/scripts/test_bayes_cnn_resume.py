@@ -1,6 +1,5 @@
 """Runs of bayes_cnn.py that are stopped and go on, dense and sparse."""
 
-import itertools
 import json
 import os
 import random
@@ -15,14 +14,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import cross_entropy
 
 import bayes_cnn
 from model.resnet import ResNet
 
 SCRIPT = "bayes_cnn.py"
 TINY = ("-data", "digits", "-depth", 8, "-sn", 3, "-train", 200)  # 7 iterations an epoch
-SAME = ("table.csv", "metrics.csv", "model.safetensors", "predictions.safetensors")
 SPARSE = ("-prune", 1, "-sparse", 0.5, "-cut", 0.5, "-gap", 4, "-v0", 0.1, "-v1", 5e-4)
 SETTINGS = {
     "dense": ("-prune", 0, "-average", 2),
@@ -35,18 +32,6 @@ SETTINGS = {
 
 
 @pytest.fixture
-def start(in_process, tmp_path):
-    """start(*flags, out, code): the script in this process, with the exit status that it must have."""
-
-    def run(*flags, out: Path | str | None = "run", code: int = 0):
-        result = in_process(bayes_cnn, *flags, out=tmp_path / out if out else None)
-        assert result.code == code, result.stderr
-        return result
-
-    return run
-
-
-@pytest.fixture
 def untrained(tmp_path):
     """The file of a network to start from."""
     torch.manual_seed(3)
@@ -55,54 +40,26 @@ def untrained(tmp_path):
 
 
 @pytest.fixture
-def interrupted(start, monkeypatch):
-    """interrupted(*flags, at): the same, interrupted by the user in the iteration `at` of this piece."""
+def same_numbers(same_numbers):
+    """The same, and all that the checkpoints hold."""
 
-    def run(*flags, at: int, out: str | None = "pieces"):
-        calls = itertools.count(1)
+    def check(a, b) -> None:
+        same_numbers(a, b)
+        one, other = (load_file(Path(folder) / "checkpoint.safetensors") for folder in (a, b))
+        assert one.keys() == other.keys()
+        for name, x in one.items():
+            assert torch.equal(x, other[name]), name
 
-        def potential(logits, y):
-            if next(calls) == at:
-                raise KeyboardInterrupt
-            return cross_entropy(logits, y)
-
-        with monkeypatch.context() as stopping:
-            stopping.setattr(bayes_cnn, "cross_entropy", potential)
-            return start(*flags, "-save_every", 0, "-resume", 1, out=out, code=130)
-
-    return run
-
-
-def snapshot(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
-def same_numbers(a, b) -> None:
-    """The results to the last bit, and all that the checkpoints hold."""
-    for name in SAME:
-        assert (Path(a) / name).read_bytes() == (Path(b) / name).read_bytes(), name
-    one, other = (load_file(Path(folder) / "checkpoint.safetensors") for folder in (a, b))
-    assert one.keys() == other.keys()
-    for name, x in one.items():
-        assert torch.equal(x, other[name]), name
-
-
-def one_line(result, *words: str) -> None:
-    """Nothing but one line on standard error, apart from the progress of a training that went on."""
-    assert result.code == 2 and "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("bayes_cnn.py: error: ")]
-    assert result.stderr.endswith(f"{line}\n") and all(word in line for word in words), line
+    return check
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_an_interrupted_run_goes_on_bit_for_bit(start, interrupted, untrained, tmp_path, setting):
+def test_an_interrupted_run_goes_on_bit_for_bit(start, interrupted, untrained, tmp_path, same_numbers, setting):
     """Interrupted before its first checkpoint, and between two samples of the average."""
     flags = (*TINY, *SETTINGS[setting], "-pretrained", untrained)
     whole = start(*flags, out="whole")
     for at, done in ((4, None), (9, 1), (9, 2)):
-        pieces = interrupted(*flags, at=at)
-        assert not (pieces / "summary.json").exists() and pieces.stdout == ""
-        path = pieces / "metrics.csv"
+        path = interrupted(*flags, at=at) / "metrics.csv"
         assert (len(pd.read_csv(path)) if path.exists() else None) == done
     same_numbers(start(*flags, "-resume", 1, out="pieces").folder, whole.folder)
 
@@ -123,7 +80,7 @@ def test_the_checkpoint_holds_what_the_setting_changes(interrupted, untrained, s
     assert {f"dense.{name}" for name in ("accuracy", "nll", "ece", "brier")} < state.keys()
 
 
-def test_several_seeds_go_on_bit_for_bit(start, interrupted, untrained, tmp_path):
+def test_several_seeds_go_on_bit_for_bit(start, interrupted, untrained, tmp_path, same_numbers):
     flags = (*TINY, *SPARSE, "-pretrained", untrained, "-seeds", 2)
     whole = start(*flags, out="whole")
     interrupted(*flags, at=21 + 9)
@@ -137,7 +94,7 @@ def test_several_seeds_go_on_bit_for_bit(start, interrupted, untrained, tmp_path
 
 
 @pytest.mark.parametrize("gone", [lambda folder: folder.rename("moved"), shutil.rmtree], ids=["moved", "removed"])
-def test_a_run_goes_on_without_its_dense_run(start, interrupted, tmp_path, gone):
+def test_a_run_goes_on_without_its_dense_run(start, interrupted, tmp_path, snapshot, same_numbers, gone):
     """The weights and the scores of the dense network are in the checkpoint."""
     flags = (*TINY, *SPARSE)
     start(*TINY, out=None)
@@ -153,7 +110,7 @@ def test_a_run_goes_on_without_its_dense_run(start, interrupted, tmp_path, gone)
 
 
 @pytest.mark.parametrize("what", ["removed", "damaged", "another network"])
-def test_a_run_goes_on_without_the_file_it_started_from(start, interrupted, untrained, what):
+def test_a_run_goes_on_without_the_file_it_started_from(start, interrupted, untrained, same_numbers, what):
     flags = (*TINY, *SPARSE, "-pretrained", untrained)
     whole = start(*flags, out="whole")
     interrupted(*flags, at=9)
@@ -165,7 +122,7 @@ def test_a_run_goes_on_without_the_file_it_started_from(start, interrupted, untr
     same_numbers(start(*flags, "-resume", 1, out="pieces").folder, whole.folder)
 
 
-def test_a_run_that_has_no_checkpoint_yet_starts_from_the_dense_run(start, interrupted, tmp_path):
+def test_a_run_that_has_no_checkpoint_yet_starts_from_the_dense_run(start, interrupted, tmp_path, same_numbers):
     flags = (*TINY, *SPARSE)
     start(*TINY, out=None)
     whole = start(*flags, out="whole")
@@ -184,7 +141,7 @@ def unfinished(interrupted, untrained, tmp_path):
     return tmp_path / "unfinished"
 
 
-def test_a_damaged_checkpoint_is_a_one_line_error(unfinished, untrained, in_process):
+def test_a_damaged_checkpoint_is_a_one_line_error(unfinished, untrained, in_process, snapshot, one_line):
     path = unfinished / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     before = snapshot(unfinished)
@@ -201,7 +158,7 @@ TENSORS += ("random.order", "random.augment", "random.noise")
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_a_checkpoint_that_does_not_fit_is_a_one_line_error(unfinished, untrained, in_process, name):
+def test_a_checkpoint_that_does_not_fit_is_a_one_line_error(unfinished, untrained, in_process, one_line, name):
     """Without one of its tensors."""
     path, flags = unfinished / "checkpoint.safetensors", (*TINY, *SPARSE, "-pretrained", untrained)
     with safe_open(path, framework="pt") as file:
@@ -217,7 +174,7 @@ LONG = ("-data", "digits", "-depth", 8, "-sn", 12, "-train", 200)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["dense", "sa", "rho"])
-def test_a_killed_run_goes_on_bit_for_bit(script, start, untrained, tmp_path, setting):
+def test_a_killed_run_goes_on_bit_for_bit(script, start, untrained, tmp_path, same_numbers, setting):
     """Killed three times, each at a random moment of its training."""
     flags, pieces = (*LONG, *SETTINGS[setting], "-pretrained", untrained), tmp_path / "pieces"
     whole = start(*flags, out="whole")
