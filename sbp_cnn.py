@@ -102,7 +102,7 @@ class Chain(Classifier):
 
     def __init__(self, args: Namespace, data: ImageData, seed: int, run: Run, net: nn.Sequential, dense=None):
         self.args, self.seed, self.run = args, seed, run
-        self.dense = fused(dense or net)
+        self.dense = dense or net
         torch.manual_seed(stream(seed, "dropout").initial_seed())
         generators = {"order": stream(seed, "order")}
         generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
@@ -188,8 +188,9 @@ class Chain(Classifier):
     def result(self) -> dict:
         """Numbers of table.csv, of the network as cut."""
         (small, left, empty), data, shape = self.shrunk, self.data, self.data.shape
+        plain = fused(self.dense)
         row = scores(self.log_probabilities(small, data.test).exp(), data.test.y)
-        accuracy, dense = row["accuracy"], self.accuracy(self.dense, data.test)
+        accuracy, dense = row["accuracy"], self.accuracy(plain, data.test)
         row |= {
             "error": 100 - accuracy,
             "accuracy_uncut": scores(self.predict().exp(), data.test.y)["accuracy"],
@@ -199,14 +200,14 @@ class Chain(Classifier):
             "empty_layers": len(empty),
             **{f"units_{name}": count for name, count in left.items()},
             "parameters": shrunk.parameters(small),
-            "parameters_dense": shrunk.parameters(self.dense),
+            "parameters_dense": shrunk.parameters(plain),
             "flops": shrunk.flops(small, shape),
-            "flops_dense": shrunk.flops(self.dense, shape),
+            "flops_dense": shrunk.flops(plain, shape),
         }
         row["flops_ratio"] = row["flops_dense"] / row["flops"] if row["flops"] else float("inf")
         if row["collapsed"]:
             print(f"note: {self.name} collapsed: {accuracy:.2f}% as cut, {dense:.2f}% dense", file=sys.stderr)
-        return row | (shrunk.speed_ups(self.dense, small, shape, self.device) if self.args.speed else {})
+        return row | (shrunk.speed_ups(plain, small, shape, self.device) if self.args.speed else {})
 
     def predictions(self) -> dict[str, Tensor]:
         """Of the network as cut."""

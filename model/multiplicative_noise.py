@@ -72,12 +72,14 @@ def kl(mu: Tensor, log_sigma: Tensor) -> Tensor:
 
 
 def _relative_moments(mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """mode, m = E[theta] / e^mode - 1, and the variance of theta / e^mode."""
+    """mode, E theta / e^mode - 1, and sd theta / e^mode."""
     mode, v, _, weight = _law(mu, log_sigma)
     weight = weight / weight.sum(-1, keepdim=True)
     excess = torch.expm1(log_sigma.exp()[..., None] * v)  # theta / e^mode - 1
     mean = (weight * excess).sum(-1)
-    return mode, mean, (weight * (excess - mean[..., None]).square()).sum(-1)
+    scale = excess.detach().abs().amax(-1)  # the squares of what is left of it have a normal size
+    variance = (weight * ((excess - mean[..., None]) / scale[..., None]).square()).sum(-1)
+    return mode, mean, scale * variance.sqrt()
 
 
 def mean(mu: Tensor, log_sigma: Tensor) -> Tensor:
@@ -88,8 +90,13 @@ def mean(mu: Tensor, log_sigma: Tensor) -> Tensor:
 
 def snr(mu: Tensor, log_sigma: Tensor) -> Tensor:
     """Signal-to-noise ratio E theta / sd theta."""
-    _, relative, variance = _relative_moments(mu, log_sigma)
-    return (1 + relative) / variance.sqrt()
+    _, relative, sd = _relative_moments(mu, log_sigma)
+    return (1 + relative) / sd
+
+
+def _ndtr(x: Tensor) -> Tensor:
+    """Phi(x), whose left tail torch.special.ndtr = (1 + erf) / 2 does not have."""
+    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
 
 
 def sample(mu: Tensor, log_sigma: Tensor, u: Tensor) -> Tensor:
@@ -102,9 +109,9 @@ def sample(mu: Tensor, log_sigma: Tensor, u: Tensor) -> Tensor:
         eps = torch.finfo(mu.dtype).eps
         u, sigma = u.clamp(eps / 4, 1 - eps / 2), log_sigma.exp()  # an exact 0 would be theta = e^a
         alpha, beta = (A - mu) / sigma, (B - mu) / sigma
-        inside = torch.special.ndtr(alpha) * (1 - u) + torch.special.ndtr(beta) * u
-        above = torch.special.ndtr(-alpha) * (1 - u) + torch.special.ndtr(-beta) * u
-        v = torch.where(inside < above, torch.special.ndtri(inside), -torch.special.ndtri(above))
+        lower = _ndtr(alpha) * (1 - u) + _ndtr(beta) * u  # Phi(v)
+        upper = _ndtr(-alpha) * (1 - u) + _ndtr(-beta) * u  # Phi(-v)
+        v = torch.where(lower < upper, torch.special.ndtri(lower), -torch.special.ndtri(upper))
         v = torch.minimum(torch.maximum(v, alpha), beta)
         tail = beta < TAIL
         below = torch.where(tail, _tail(beta.clamp(max=TAIL), u), beta - v)  # beta - v
@@ -113,7 +120,7 @@ def sample(mu: Tensor, log_sigma: Tensor, u: Tensor) -> Tensor:
         r_a = (1 - u) * (0.5 * (v - alpha) * (v + alpha)).exp()
         r_b = u * (below * (0.5 * below - beta)).exp()
         d_mu = 1 - r_a - r_b
-        d_log_sigma = sigma * (beta * (1 - r_b) - below - alpha * r_a)
+        d_log_sigma = sigma * (torch.where(tail, beta * (1 - r_b) - below, v - beta * r_b) - alpha * r_a)
     return (log_theta + d_mu * (mu - mu.detach()) + d_log_sigma * (log_sigma - log_sigma.detach())).exp()
 
 
@@ -181,22 +188,22 @@ class LogNormalNoise(nn.Module):
 def add_noise(layer: nn.Linear | nn.Conv2d, dim: int) -> LogNormalNoise:
     """Put noise on the outputs (dim=0, before the bias) or the inputs (dim=1) of a layer of any network."""
     noise = LogNormalNoise(layer.weight.shape[dim], dim).to(layer.weight.device, layer.weight.dtype)
-    parametrize.register_parametrization(layer, "weight", noise)
-    return noise
+    parametrize.register_parametrization(layer, "weight", noise.eval())  # which calls it: draw nothing
+    return noise.train(layer.training)
 
 
 def fold_noise(net: nn.Module) -> None:
     """Multiply the means E theta into the weights of the layers that `add_noise` changed, for good."""
-    training = net.training
-    net.eval()
     for module in list(net.modules()):
-        if parametrize.is_parametrized(module, "weight"):
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        noise = module.parametrizations["weight"].eval()
+        if all(isinstance(each, LogNormalNoise) for each in noise):
             weight = module.weight.detach()
             # not remove_parametrizations, which changes the class that copies of the network share
             del module.parametrizations
             module.__class__ = type(module).__base__
             module.weight = nn.Parameter(weight)
-    net.train(training)
 
 
 class Noise:

@@ -1,6 +1,7 @@
 """Log-normal multiplicative noise against its closed forms in 100 digits, its law, and layers computed by hand."""
 
 import math
+from copy import deepcopy
 from functools import cache
 from itertools import product
 
@@ -463,7 +464,7 @@ def test_noise_has_the_type_and_the_mode_of_its_layer(dtype):
 
 def test_a_minibatch_shares_one_fresh_sample_per_unit():
     torch.manual_seed(0)
-    noise = spread(LogNormalNoise(4))
+    noise = LogNormalNoise(4)
     ones = torch.ones(7, 4, 3, 2)
     first, second = noise(ones), noise(ones)
     assert torch.equal(first, first[:1, :, :1, :1].expand_as(first))
@@ -599,6 +600,16 @@ def test_evaluation_ignores_the_draw():
     before = net.eval()(x)
     noise.draw()
     assert torch.equal(net(x), before)
+
+
+def test_a_network_that_forgot_its_draw_can_be_copied():
+    net, noise = network()
+    noise.draw()
+    noise.forget()
+    assert all(layer.theta is None for layer in noise.layers.values())
+    x = tensor(2, 3, 6, 6)
+    assert not torch.equal(net(x), net(x))  # every layer draws for itself again
+    assert torch.equal(deepcopy(net).eval()(x), net.eval()(x))
 
 
 def test_gradients_reach_all_parameters():
