@@ -12,34 +12,29 @@ units whose signal-to-noise ratio is below 1 are then removed, and the network i
 from __future__ import annotations
 
 import copy
-import sys
 from argparse import Namespace
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from data import images
 from data.augment import RAW, RECIPES, Recipe
-from data.image_sets import ImageData, Images, random_labels
+from data.image_sets import ImageData, random_labels
 from experiment import device, distributed, options, report, shrunk
 from experiment.board import Board, summary_writer
-from experiment.classification import scores
-from experiment.classifier import Classifier
 from experiment.compressed import check_export
-from experiment.evaluation import member, predict
 from experiment.pretrained import load_pretrained
-from experiment.run import NOT_IDENTITY, Diverged, Run, write_csv
+from experiment.run import NOT_IDENTITY, Diverged, Run
 from experiment.seeds import fit, fit_seeds, split, table_of
-from experiment.shrunk import shrink
+from experiment.shrinking import Shrinking
 from experiment.structured import SBP, SSL, Dense, SparseVD
 from experiment.training import train
 from model.lenet import centre, lenet5, lenet_fc
-from model.surgery import fused, units
 from model.vgg import CONVOLUTIONS, vgglike
 from sampler.noise import stream
 from sampler.schedules import linear_decay
@@ -54,7 +49,6 @@ SBPA = (10.0, 10.0, 5.0, 5.0)  # weights of the KL of the first layers
 METHODS = ("sbp", "sbpa", "sparsevd", "ssl", "dense")
 DATA = (*images.NAMES, "mnist-random", "cifar10-random")
 VGG = Recipe(padding=2, flip=True, brightness=63 / 255, contrast=(0.2, 1.8), standardise=True)
-COLLAPSE = 5.0  # points of accuracy below the dense network
 
 
 def published(model: str, c: str, sn: int | None) -> dict:
@@ -94,7 +88,7 @@ def attached(args: Namespace, net: nn.Sequential, generator: torch.Generator) ->
     return methods[args.c](net, generator)
 
 
-class Chain(Classifier):
+class Chain(Shrinking):
     """One network of one seed, in training by one method.
 
     net: a plain network with its initial weights.  dense: the network it is compared with in the end, None: itself.
@@ -102,12 +96,11 @@ class Chain(Classifier):
 
     def __init__(self, args: Namespace, data: ImageData, seed: int, run: Run, net: nn.Sequential, dense=None):
         self.args, self.seed, self.run = args, seed, run
-        self.dense = dense or net
         torch.manual_seed(stream(seed, "dropout").initial_seed())
         generators = {"order": stream(seed, "order")}
         generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
-        self.method = attached(args, net, generators["noise"])
-        noise = self.method.noise_parameters()
+        method = attached(args, net, generators["noise"])
+        noise = method.noise_parameters()
         others = [p for p in net.parameters() if not any(p is q for q in noise)]
         groups = [
             {"params": [p for p in others if p.ndim > 1], "scale": 1.0, "l2": args.l2},
@@ -117,21 +110,21 @@ class Chain(Classifier):
         super().__init__(
             f"{args.data} {args.model} {args.c} seed {seed}",
             data,
-            net,
+            method,
+            dense or net,
             recipe(args),
             torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, betas=(args.beta1, 0.999)),
-            prior=None,
-            pruner=None,
-            generators=generators,
+            generators,
+            threshold=args.snr if args.c in ("sbp", "sbpa") else None,
+            allow_empty=bool(args.allow_empty),
+            sweep=args.threshold_sweep,
+            speed=bool(args.speed),
             amp=bool(args.amp),
             compiled=bool(args.compile),
             test_batch=args.test,
-            folder=None,
             board=Board(run.folder if args.tensorboard else None),
         )
         self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
-        self.last_penalty = 0.0
-        self.threshold = args.snr if args.c in ("sbp", "sbpa") else None
 
     def epoch(self) -> None:
         """Minimise N cross entropy + penalty over one pass through the training images."""
@@ -156,85 +149,25 @@ class Chain(Classifier):
             self.sampler.step()
             self.method.project()
             self.finite += potential.detach() < torch.inf
-        self.last_penalty = float(torch.as_tensor(penalty).detach())
+        self.penalty = float(torch.as_tensor(penalty).detach())
 
-    def progress(self) -> dict[str, float]:
-        kept, empty = self.method.kept(self.threshold)
-        return {"penalty": self.last_penalty} | {f"units_{name}": n for name, n in units(kept, empty).items()}
-
-    @torch.no_grad()
-    def log_probabilities(self, net: nn.Module, part: Images) -> Tensor:
-        """Log-probabilities of images under a network of this chain's kind."""
-        return predict(member(net, self.recipe, amp=self.amp), part, self.test_batch)
-
-    def accuracy(self, net: nn.Module, part: Images) -> float:
-        """In percent."""
-        return scores(self.log_probabilities(net, part).exp(), part.y)["accuracy"]
-
-    @cached_property
-    def shrunk(self) -> tuple[nn.Sequential, dict[str, int], set[str]]:
-        """The network cut to its units, fine-tuned if wanted; units; layers that lost all of them."""
-        small, left, empty = shrink(self.method, self.data.shape, self.threshold, bool(self.args.allow_empty))
-        if empty:
-            what = "cut out" if self.args.allow_empty else "one unit of each kept; -allow_empty 1 removes it"
-            print(
-                f"note: {self.name}: no unit of {', '.join(sorted(empty))} passes the threshold; {what}",
-                file=sys.stderr,
-            )
-        if self.args.finetune and any(p.requires_grad for p in small.parameters()):
-            small = fine_tuned(self.args, self.data, self.seed, self.run, small)
-        return small, left, empty
-
-    def result(self) -> dict:
-        """Numbers of table.csv, of the network as cut."""
-        (small, left, empty), data, shape = self.shrunk, self.data, self.data.shape
-        plain = fused(self.dense)
-        row = scores(self.log_probabilities(small, data.test).exp(), data.test.y)
-        accuracy, dense = row["accuracy"], self.accuracy(plain, data.test)
-        row |= {
-            "error": 100 - accuracy,
-            "accuracy_uncut": scores(self.predict().exp(), data.test.y)["accuracy"],
-            "accuracy_dense": dense,
-            "accuracy_train": self.accuracy(small, data.train),
-            "collapsed": int(accuracy < dense - COLLAPSE),
-            "empty_layers": len(empty),
-            **{f"units_{name}": count for name, count in left.items()},
-            "parameters": shrunk.parameters(small),
-            "parameters_dense": shrunk.parameters(plain),
-            "flops": shrunk.flops(small, shape),
-            "flops_dense": shrunk.flops(plain, shape),
+    def fine_tuned(self, small: nn.Sequential) -> nn.Sequential:
+        """The network as cut, trained on for -finetune epochs without noise, at a step that falls from lr / 10 to 0."""
+        if not self.args.finetune or not any(p.requires_grad for p in small.parameters()):
+            return small
+        changed = {
+            "c": "dense",
+            "sn": self.args.finetune,
+            "lr": self.args.lr / 10,
+            "decay": 0,
+            "finetune": 0,
+            "l2": 0.0,
         }
-        row["flops_ratio"] = row["flops_dense"] / row["flops"] if row["flops"] else float("inf")
-        if row["collapsed"]:
-            print(f"note: {self.name} collapsed: {accuracy:.2f}% as cut, {dense:.2f}% dense", file=sys.stderr)
-        return row | (shrunk.speed_ups(plain, small, shape, self.device) if self.args.speed else {})
-
-    def predictions(self) -> dict[str, Tensor]:
-        """Of the network as cut."""
-        probabilities = self.log_probabilities(self.shrunk[0], self.data.test).exp()
-        return {"probabilities": probabilities, "labels": self.data.test.y}
-
-    def store(self, run: Run, weights: bool) -> None:
-        """Also the network as cut, and the tables units.csv and, with -threshold_sweep, sweep.csv."""
-        super().store(run, weights)
-        if weights:
-            run.store("cut", self.shrunk[0].state_dict())
-        if self.method.scores() and run.writes:
-            write_csv(run.folder / "units.csv", shrunk.unit_table(self.method, self.threshold))
-            if self.args.threshold_sweep:
-                thresholds, test = torch.linspace(0, 2, self.args.threshold_sweep + 1), self.data.test
-                table = shrunk.sweep(self.method, self.data.shape, thresholds, lambda net: self.accuracy(net, test))
-                write_csv(run.folder / "sweep.csv", table)
-
-
-def fine_tuned(args: Namespace, data: ImageData, seed: int, run: Run, net: nn.Sequential) -> nn.Sequential:
-    """The cut network, trained on for -finetune epochs without noise, at a step that falls from lr / 10 to 0."""
-    changed = {"c": "dense", "sn": args.finetune, "lr": args.lr / 10, "decay": 0, "finetune": 0, "l2": 0.0, "speed": 0}
-    args = Namespace(**(vars(args) | changed))
-    chain = Chain(args, data, seed, run.part("finetune"), net.train())
-    if not train(chain, chain.run, args.sn, bool(args.resume)):
-        raise Diverged(chain.divergence(args.lr))
-    return net.eval()
+        args = Namespace(**(vars(self.args) | changed))
+        chain = Chain(args, self.data, self.seed, self.run.part("finetune"), small.train())
+        if not train(chain, chain.run, args.sn, bool(args.resume)):
+            raise Diverged(chain.divergence(args.lr))
+        return small.eval()
 
 
 def dense_network(args: Namespace, data: ImageData, seed: int, run: Run) -> nn.Sequential:
@@ -245,9 +178,8 @@ def dense_network(args: Namespace, data: ImageData, seed: int, run: Run) -> nn.S
         return net
     part = run.part("dense")
     settings = published(args.model, "dense", args.dense_sn)
-    changed = {"c": "dense", "sn": args.dense_sn, "finetune": 0, "speed": 0, "threshold_sweep": 0, "noise_lr": 1.0}
-    changed |= {name: settings[name] for name in ("lr", "l2", "decay")}
-    args = Namespace(**(vars(args) | changed))
+    changed = {name: settings[name] for name in ("lr", "l2", "decay")} | {"c": "dense", "sn": args.dense_sn}
+    args = Namespace(**(vars(args) | changed | {"finetune": 0, "speed": 0, "threshold_sweep": 0}))
     if not (args.resume and part.finished) and (diverged := fit_chain(args, data, seed, part)):
         raise Diverged(diverged)
     load_pretrained(net, part.folder)
@@ -344,7 +276,7 @@ def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None
         folder = Path(args.export) / f"seed{seed}" if len(runs) > 1 else Path(args.export)
         chain = Chain(Namespace(**(vars(args) | {"finetune": 0})), data, seed, run, network(args, data))
         load_pretrained(chain.net, run.folder)
-        small, left, _ = chain.shrunk  # the structure; its weights may have been fine-tuned
+        small, left, _ = chain.cut  # the structure; its weights may have been fine-tuned
         load_pretrained(small, run.folder / "cut.safetensors")
         sizes = shrunk.save(small, data.shape, folder)
         print(f"{folder}: {'-'.join(map(str, left.values()))}, {sizes['pt2']:,} bytes; ONNX {sizes['onnx']:,}")

@@ -1,7 +1,7 @@
 """Image classification runs beside each other: python -m experiment.compare NAME RUN_FOLDER ...
 
 Writes results/NAME.csv, one row per run and seed with its provenance, results/NAME_paired.csv, SGHMC-SA
-minus every other method on the same test images, and NAME_attack.csv and NAME_ood.csv of runs that were
+(or SBP) minus every other method on the same test images, and NAME_attack.csv and NAME_ood.csv of runs that were
 assessed. Gaps between methods are about as large as the standard deviation that 10,000 test images
 leave, so that only paired differences can show them.
 """
@@ -23,9 +23,20 @@ from .classifier import METRICS
 from .report import PUBLISHED, formatted, over_seeds
 from .run import write_csv
 
-BY = ["data", "aug", "model", "pruning", "target", "sn", "milestones", "method"]  # as far as the runs have them
+BY = [
+    "data",
+    "aug",
+    "model",
+    "scale",
+    "pruning",
+    "target",
+    "sn",
+    "milestones",
+    "method",
+]  # as far as the runs have them
 # of args.json, likewise
-SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT"]
+SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT", "kl_weight", "finetune"]
+METHODS = ["dense", "sa", "em", "sghmc", "dropout", "vanilla", "sbp", "sbpa", "ssl", "sparsevd"]  # in this order
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 
 
@@ -42,9 +53,8 @@ def collect(runs: list[Path]) -> tuple[pd.DataFrame, dict[tuple, dict[int, dict[
             row["milestones"] = " ".join(map(str, args["milestones"]))
         rows.append(row | {name: environment[name] for name in HARDWARE})
         predictions.setdefault(tuple(row[name] for name in BY if name in row), {})[row["seed"]] = load_file(path)
-    order = {"dense": 0, "sa": 1, "em": 2, "sghmc": 3, "dropout": 4, "vanilla": 5}
     table = pd.DataFrame(rows)
-    table = table.sort_values([*keys(table), "seed"], key=lambda x: x.map(order) if x.name == "method" else x)
+    table = table.sort_values([*keys(table), "seed"], key=lambda x: x.map(METHODS.index) if x.name == "method" else x)
     return table.reset_index(drop=True), predictions
 
 
@@ -59,15 +69,15 @@ def per_image(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"accuracy": 100 * (p.argmax(-1) == y).double(), "nll": -log_likelihood(p, y)}
 
 
-def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], names: list[str], first: str = "sa") -> pd.DataFrame:
-    """`first` minus every other method, over the seeds that both have.
+def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], names: list[str]) -> pd.DataFrame:
+    """SA, or SBP where there is none, minus every other method, over the seeds that both have.
 
     names: of the settings, the method last.
 
     <metric>_se_images: standard error over test images of the difference averaged over seeds, for these
     seeds; <metric>_se_seeds: standard error over seeds, for these images.
     """
-    rows = []
+    rows, first = [], "sa" if any(method == "sa" for *_, method in predictions) else "sbp"
     for (*setting, method), seeds in predictions.items():
         ours = predictions.get((*setting, first))
         common = sorted(seeds.keys() & ours.keys()) if ours and method != first else []
@@ -97,7 +107,7 @@ def main(name: str, *runs: str) -> None:
             sn = [json.loads((path.parent / "args.json").read_text())["sn"] for path in found]
             tables = [pd.read_csv(path).assign(sn=n) for path, n in zip(found, sn, strict=True)]
             write_csv(PUBLISHED.parent / f"{name}_{kind}.csv", pd.concat(tables, ignore_index=True))
-    metrics = [f"{m}{suffix}" for m in METRICS for suffix in ("", "_averaged")]
+    metrics = [f"{m}{suffix}" for m in METRICS for suffix in ("", "_averaged") if f"{m}{suffix}" in table]
     print(formatted(over_seeds(table, by, metrics), by, metrics, digits=4).to_string(index=False))
     if len(differences):
         print(differences.round(4).to_string(index=False))

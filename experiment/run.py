@@ -165,9 +165,9 @@ class Run:
                     "choose another -out"
                 )
 
-    def part(self, name: str) -> Run:
-        """A run folder inside this one, for one of several data sets."""
-        return Run("", "", {**self._given, "out": self.folder / name})
+    def part(self, name: str, **changed) -> Run:
+        """A run folder inside this one, for one of several data sets or seeds, or with some flags changed."""
+        return Run("", "", {**self._given, **changed, "out": self.folder / name})
 
     @property
     def finished(self) -> bool:
