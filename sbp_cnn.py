@@ -155,17 +155,11 @@ class Chain(Shrinking):
         """The network as cut, trained on for -finetune epochs without noise, at a step that falls from lr / 10 to 0."""
         if not self.args.finetune or not any(p.requires_grad for p in small.parameters()):
             return small
-        changed = {
-            "c": "dense",
-            "sn": self.args.finetune,
-            "lr": self.args.lr / 10,
-            "decay": 0,
-            "finetune": 0,
-            "l2": 0.0,
-        }
-        args = Namespace(**(vars(self.args) | changed))
-        chain = Chain(args, self.data, self.seed, self.run.part("finetune"), small.train())
-        if not train(chain, chain.run, args.sn, bool(args.resume)):
+        changed = {"c": "dense", "sn": self.args.finetune, "lr": self.args.lr / 10, "decay": 0, "l2": 0.0}
+        changed |= {"finetune": 0, "speed": 0, "threshold_sweep": 0}
+        args, run = Namespace(**(vars(self.args) | changed)), self.run.part("finetune", **changed)
+        chain = Chain(args, self.data, self.seed, run, small.train())
+        if not train(chain, run, args.sn, bool(args.resume)):
             raise Diverged(chain.divergence(args.lr))
         return small.eval()
 
@@ -176,10 +170,10 @@ def dense_network(args: Namespace, data: ImageData, seed: int, run: Run) -> nn.S
     if args.pretrained:
         load_pretrained(net, pretrained(args, seed))
         return net
-    part = run.part("dense")
     settings = published(args.model, "dense", args.dense_sn)
     changed = {name: settings[name] for name in ("lr", "l2", "decay")} | {"c": "dense", "sn": args.dense_sn}
-    args = Namespace(**(vars(args) | changed | {"finetune": 0, "speed": 0, "threshold_sweep": 0}))
+    changed |= {"finetune": 0, "speed": 0, "threshold_sweep": 0}
+    args, part = Namespace(**(vars(args) | changed)), run.part("dense", **changed)
     if not (args.resume and part.finished) and (diverged := fit_chain(args, data, seed, part)):
         raise Diverged(diverged)
     load_pretrained(net, part.folder)
