@@ -270,10 +270,10 @@ def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None
         folder = Path(args.export) / f"seed{seed}" if len(runs) > 1 else Path(args.export)
         chain = Chain(Namespace(**(vars(args) | {"finetune": 0})), data, seed, run, network(args, data))
         load_pretrained(chain.net, run.folder)
-        small, left, _ = chain.cut  # the structure; its weights may have been fine-tuned
+        small, gone = chain.cut  # the structure; its weights may have been fine-tuned
         load_pretrained(small, run.folder / "cut.safetensors")
         sizes = shrunk.save(small, data.shape, folder)
-        print(f"{folder}: {'-'.join(map(str, left.values()))}, {sizes['pt2']:,} bytes; ONNX {sizes['onnx']:,}")
+        print(f"{folder}: {'-'.join(map(str, gone.units().values()))}, {sizes['pt2']:,} bytes; ONNX {sizes['onnx']:,}")
 
 
 def show(table: pd.DataFrame) -> None:

@@ -58,8 +58,8 @@ def replicate(net: nn.Module) -> nn.Module:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         return DistributedDataParallel(net, [device])
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = GlobalBatchNorm
+        if type(module) in GLOBAL:
+            module.__class__ = GLOBAL[type(module)]
     return DistributedDataParallel(net)
 
 
@@ -79,15 +79,16 @@ class _Mean(torch.autograd.Function):
         return grad / world()
 
 
-class GlobalBatchNorm(nn.BatchNorm2d):
+class GlobalBatchNorm:
     """Batch norm with the statistics of the global minibatch; torch's SyncBatchNorm, but on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        wide, dims = x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        dims, channels = [0, *range(2, x.ndim)], (-1, *[1] * (x.ndim - 2))
         mean = _Mean.apply(wide.mean(dims))
-        centred = wide - mean[:, None, None]
+        centred = wide - mean.view(channels)
         variance = _Mean.apply(centred.square().mean(dims))
         with torch.no_grad():
             n = x.numel() // x.shape[1] * world()
@@ -95,4 +96,15 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        return (centred * scale.view(channels) + self.bias.view(channels)).to(x.dtype)
+
+
+class GlobalBatchNorm1d(GlobalBatchNorm, nn.BatchNorm1d):
+    """Of features (n, channels)."""
+
+
+class GlobalBatchNorm2d(GlobalBatchNorm, nn.BatchNorm2d):
+    """Of images (n, channels, height, width)."""
+
+
+GLOBAL = {nn.BatchNorm1d: GlobalBatchNorm1d, nn.BatchNorm2d: GlobalBatchNorm2d}

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from data.augment import Recipe
 from data.image_sets import ImageData, Images
-from model.surgery import fused, units
+from model.surgery import Removal, fused
 
 from . import distributed, shrunk
 from .board import Board
@@ -77,8 +77,8 @@ class Shrinking(Classifier):
         self.penalty = 0.0  # of the last step
 
     def progress(self) -> dict[str, float]:
-        kept, empty = self.method.kept(self.threshold)
-        return {"penalty": self.penalty} | {f"units_{name}": n for name, n in units(kept, empty).items()}
+        left = self.method.removal(self.threshold).units(allow_empty=True)
+        return {"penalty": self.penalty} | {f"units_{name}": count for name, count in left.items()}
 
     def log_probabilities(self, net: nn.Module, part: Images) -> Tensor:
         """Log-probabilities of images under another network of this kind."""
@@ -93,13 +93,13 @@ class Shrinking(Classifier):
         return small
 
     @cached_property
-    def cut(self) -> tuple[nn.Sequential, dict[str, int], set[str]]:
-        """The network cut to its units, units of its layers, and the layers that had none left."""
-        small, left, empty = shrunk.shrink(self.method, self.data.shape, self.threshold, self.allow_empty)
-        if empty:
+    def cut(self) -> tuple[nn.Sequential, Removal]:
+        """The network cut to its units, and what went."""
+        small, gone = shrunk.shrink(self.method, self.data.shape, self.threshold, self.allow_empty)
+        if gone.empty:
             what = "removed whole" if self.allow_empty else "one unit of each is kept; -allow_empty 1 removes it"
-            self.note(f"no unit of {', '.join(sorted(empty))} is left; {what}")
-        return self.fine_tuned(small), left, empty
+            self.note(f"no unit of {', '.join(sorted(gone.empty))} is left; {what}")
+        return self.fine_tuned(small), gone
 
     def note(self, what: str) -> None:
         """Say it, once."""
@@ -108,7 +108,7 @@ class Shrinking(Classifier):
 
     def result(self) -> dict:
         """Numbers of table.csv, of the network as cut."""
-        (small, left, empty), plain, data, shape = self.cut, fused(self.dense), self.data, self.data.shape
+        (small, gone), plain, data, shape = self.cut, fused(self.dense), self.data, self.data.shape
         row = scores(self.log_probabilities(small, data.test).exp(), data.test.y)
         accuracy, dense = row["accuracy"], self.accuracy(plain, data.test)
         row |= {
@@ -117,8 +117,8 @@ class Shrinking(Classifier):
             "accuracy_dense": dense,
             "accuracy_train": self.accuracy(small, data.train),
             "collapsed": int(accuracy < dense - COLLAPSE),
-            "empty_layers": len(empty),
-            **{f"units_{name}": count for name, count in left.items()},
+            "empty_layers": len(gone.empty),
+            **{f"units_{name}": count for name, count in gone.units(self.allow_empty).items()},
             "parameters": shrunk.parameters(small),
             "parameters_dense": shrunk.parameters(plain),
             "flops": shrunk.flops(small, shape),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.surgery import constant, cut, units
+from model.surgery import Removal, cut, emptied
 
 from .compressed import check_export, save_onnx
 from .run import replace_file
@@ -27,17 +27,15 @@ NETWORK = "network.pt2"
 
 def shrink(
     method: Dense, shape: tuple[int, int, int], threshold: float | None = None, allow_empty: bool = False
-) -> tuple[nn.Sequential, dict[str, int], set[str]]:
-    """The cut network, the units of its layers, and the layers that lost all units.
+) -> tuple[nn.Sequential, Removal]:
+    """The network cut by its method, and what went.
 
-    shape: of an image.  threshold: of the scores, by default the method's.  allow_empty: such layers really go, and
-    leave a constant; otherwise each keeps its best unit.
+    shape: of an image.  threshold: of the scores, by default the method's.  allow_empty: layers without units really
+    go, and leave a constant; otherwise each keeps its best unit.
     """
-    kept, empty = method.kept(threshold)
-    small = cut(method.plain(), kept)
-    if empty and allow_empty:
-        return constant(small, empty, shape), units(kept, empty), empty
-    return small, units(kept), empty
+    gone = method.removal(threshold)
+    small = cut(method.plain(), gone)
+    return (emptied(small, gone, shape) if gone.empty and allow_empty else small), gone
 
 
 def flops(net: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -122,7 +120,7 @@ def _sessions(dense: nn.Module, small: nn.Module, shape: tuple[int, int, int]) -
 
 def unit_table(method: Dense, threshold: float | None = None) -> pd.DataFrame:
     """One row per unit and site: its score, and whether it stays."""
-    kept, _ = method.kept(threshold)
+    kept = method.removal(threshold).kept
     return pd.concat(
         pd.DataFrame(
             {
@@ -143,9 +141,10 @@ def sweep(
     """Accuracy (percent), parameters, FLOPs and units of the network cut at every threshold."""
     rows = []
     for threshold in thresholds.tolist():
-        small, left, _ = shrink(method, shape, threshold)
+        small, gone = shrink(method, shape, threshold)
         row = {"threshold": threshold, "accuracy": accuracy(small), "parameters": parameters(small)}
-        rows.append(row | {"flops": flops(small, shape)} | {f"units_{name}": count for name, count in left.items()})
+        left = {f"units_{name}": count for name, count in gone.units().items()}
+        rows.append(row | {"flops": flops(small, shape)} | left)
     return pd.DataFrame(rows)
 
 

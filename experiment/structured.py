@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model import group_lasso, variational_dropout
 from model.multiplicative_noise import Noise, add_noise, fold_noise
-from model.surgery import Site, removable, shapes, sites
+from model.surgery import Removal, Site, removal, shapes, sites
 
 from . import distributed
 
@@ -58,9 +58,9 @@ class Dense:
         return copy.deepcopy(self.net).eval()
 
     @torch.no_grad()
-    def kept(self, threshold: float | None = None) -> tuple[dict[Site, Tensor], set[str]]:
-        """Masks of the units that stay, and layers that would be empty, as of `model.surgery.removable`."""
-        return removable(self.shapes, self.scores(), self.threshold if threshold is None else threshold)
+    def removal(self, threshold: float | None = None) -> Removal:
+        """The units that go, by default at the method's own threshold."""
+        return removal(self.shapes, self.scores(), self.threshold if threshold is None else threshold)
 
 
 class SBP(Dense):

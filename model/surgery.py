@@ -3,13 +3,18 @@
 A network here is a chain: an nn.Sequential of Linear, Conv2d, batch norm and layers without parameters that keep units
 apart. Its units are removed at sites (name of a weight layer, dim): dim 0 are the layer's outputs, dim 1 its inputs.
 The outputs of one layer and the inputs of the next are the same units, or, across a Flatten, the same units times their
-positions. A removed unit is removed whole, with its bias and its batch norm: its output is zero.
+positions.
+
+An input that is removed is zero. An output that is removed has zero weights, and so the constant activation(bias): this
+constant goes into the next layer's bias where that is exact, in a linear layer or a convolution without padding;
+elsewhere the unit is removed whole, and its output is zero.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -18,6 +23,7 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 Site = tuple[str, int]
 WEIGHTED = (nn.Linear, nn.Conv2d)
+POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.Flatten)  # a constant unit stays the same constant
 
 
 class Select(nn.Module):
@@ -55,18 +61,42 @@ def sites(shapes: dict[str, torch.Size]) -> list[Site]:
     return first + [site for pair in pairwise(names) for site in zip(pair, (0, 1), strict=True)]
 
 
-def removable(
-    shapes: dict[str, torch.Size], scores: dict[Site, Tensor], threshold: float
-) -> tuple[dict[Site, Tensor], set[str]]:
-    """Which units of every site stay, and the layers of which none would.
+@dataclass(frozen=True)
+class Removal:
+    """What goes of a chain.
 
-    A unit goes when its score at any of its sites is below the threshold, and a channel when all its positions go. In
-    a layer that would lose all, the unit with the largest score stays.
-
-    Returns:
-        Masks for every site of `sites(shapes)`, consistent with each other, and the names of the empty layers.
+    kept: masks of the units that stay, for every site of `sites`, consistent with each other.
+    constant: by layer, masks of its removed inputs that are not zero but a constant.
+    empty: names of the layers of which no unit would stay, or `<first layer>.inputs`; their best unit is in `kept`.
     """
-    empty, kept = set(), {}
+
+    kept: dict[Site, Tensor]
+    constant: dict[str, Tensor]
+    empty: frozenset[str]
+
+    def units(self, allow_empty: bool = False) -> dict[str, int]:
+        """Units left per layer, as the papers count them: the flattened inputs of a linear layer count by themselves.
+
+        allow_empty: empty layers have none, not their best.
+        """
+        counts, before = {}, None
+        for (name, dim), mask in self.kept.items():
+            if dim == 0:
+                before = name
+            elif before and len(mask) == len(self.kept[before, 0]):
+                continue
+            label = name if dim == 0 else f"{name}.inputs"
+            gone = allow_empty and (before or label) in self.empty
+            counts[label] = 0 if gone else int(mask.sum())
+        return counts
+
+
+def removal(shapes: dict[str, torch.Size], scores: dict[Site, Tensor], threshold: float) -> Removal:
+    """What goes when units with a score below the threshold, at any of their sites, go.
+
+    A channel goes as well when all its positions go.
+    """
+    kept, constant, empty = {}, {}, set()
     device = next(iter(scores.values())).device if scores else torch.device("cpu")
 
     def score(name: str, dim: int) -> Tensor:
@@ -83,24 +113,13 @@ def removable(
     if (first, 1) in sites(shapes):
         kept[first, 1] = keep(score(first, 1), f"{first}.inputs")
     for before, after in pairwise(shapes):
-        outputs, inputs = score(before, 0), score(after, 1)
-        positions = len(inputs) // len(outputs)
-        mask = keep(torch.minimum(outputs.repeat_interleave(positions), inputs), before)
+        inputs = score(after, 1)
+        positions = len(inputs) // shapes[before][0]
+        outputs = score(before, 0).repeat_interleave(positions)
+        mask = keep(torch.minimum(outputs, inputs), before)
         kept[before, 0], kept[after, 1] = mask.view(-1, positions).any(1), mask
-    return kept, empty
-
-
-def units(kept: dict[Site, Tensor], empty: set[str] = frozenset()) -> dict[str, int]:
-    """Units left per layer, as the papers count them: the flattened inputs of a linear layer count by themselves."""
-    counts = {}
-    for (name, dim), mask in kept.items():
-        previous = list(counts)[-1] if counts else None
-        if dim == 0:
-            counts[name] = 0 if name in empty else int(mask.sum())
-        elif previous is None or len(mask) != len(kept[previous, 0]):
-            gone = previous in empty if previous else f"{name}.inputs" in empty
-            counts[f"{name}.inputs"] = 0 if gone else int(mask.sum())
-    return counts
+        constant[after] = ~mask & (inputs >= threshold)
+    return Removal(kept, constant, frozenset(empty))
 
 
 def fused(net: nn.Sequential) -> nn.Sequential:
@@ -127,38 +146,49 @@ def _sliced(layer: nn.Linear | nn.Conv2d, outputs: Tensor, inputs: Tensor) -> nn
     return small
 
 
-def cut(net: nn.Sequential, kept: dict[Site, Tensor]) -> nn.Sequential:
-    """The smaller chain without the removed units: an ordinary network, in evaluation mode.
+@torch.no_grad()
+def _add_constants(layer: nn.Linear | nn.Conv2d, inputs: Tensor) -> None:
+    """Put what constant inputs contribute into the bias, where that is exact."""
+    if isinstance(layer, nn.Linear) or layer.padding in ((0, 0), "valid"):
+        total = layer.weight.sum(tuple(range(2, layer.weight.ndim))) if layer.weight.ndim > 2 else layer.weight
+        bias = layer.bias if layer.bias is not None else 0
+        layer.bias = nn.Parameter(total @ inputs + bias)
 
-    kept: masks of `removable`.
-    """
-    layers, present = OrderedDict(), None  # present: the units that the chain computes so far, None: all
+
+def cut(net: nn.Sequential, gone: Removal) -> nn.Sequential:
+    """The smaller chain without the removed units: an ordinary network, in evaluation mode."""
+    layers = OrderedDict()
+    present, constants = None, None  # units that the last layer still computes; what they all put out without weights
     for name, module in fused(net).named_children():
         if isinstance(module, WEIGHTED):
             sizes, device = module.weight.shape, module.weight.device
             outputs, inputs = (
-                kept.get((name, dim), torch.ones(sizes[dim], dtype=torch.bool, device=device)) for dim in (0, 1)
+                gone.kept.get((name, dim), torch.ones(sizes[dim], dtype=torch.bool, device=device)) for dim in (0, 1)
             )
-            before = torch.ones_like(inputs) if present is None else present
-            before = before.repeat_interleave(len(inputs) // len(before))
+            bias = module.bias.detach().clone() if module.bias is not None else torch.zeros(sizes[0], device=device)
+            if present is None:
+                before = torch.ones_like(inputs)
+            else:
+                positions = len(inputs) // len(present)
+                before = present.repeat_interleave(positions)
+                _add_constants(module, constants.repeat_interleave(positions) * gone.constant[name])
             if not torch.equal(inputs, before):
                 layers[f"{name}_inputs"] = Select(inputs[before].nonzero().squeeze(1))
-            module, present = _sliced(module, outputs, inputs), outputs
+            module, present, constants = _sliced(module, outputs, inputs), outputs, bias
+        elif present is not None and not isinstance(module, POOLING):
+            constants = module(constants)  # pooling leaves them as they are
         layers[name] = module
     return nn.Sequential(layers).eval()
 
 
 @torch.no_grad()
-def constant(net: nn.Sequential, empty: set[str], shape: tuple[int, ...]) -> nn.Sequential:
-    """What the chain computes without the last units of its empty layers: the same for every image.
+def emptied(net: nn.Sequential, gone: Removal, shape: tuple[int, ...]) -> nn.Sequential:
+    """What a cut chain computes when its empty layers lose their last unit as well: the same for every image.
 
-    net: cut, with one unit in each of them.  shape: of an image.
+    shape: of an image.
     """
     net = copy.deepcopy(net)
-    for name in empty:
-        layer = net.get_submodule(name.removesuffix(".inputs"))
-        layer.weight.zero_()
-        if not name.endswith(".inputs") and layer.bias is not None:
-            layer.bias.zero_()
-    image = torch.zeros(1, *shape, device=layer.weight.device)
+    for name in gone.empty:
+        net.get_submodule(name.removesuffix(".inputs")).weight.zero_()
+    image = torch.zeros(1, *shape, device=next(net.parameters()).device)
     return nn.Sequential(OrderedDict(constant=Constant(net(image)[0])))
