@@ -192,3 +192,34 @@ def emptied(net: nn.Sequential, gone: Removal, shape: tuple[int, ...]) -> nn.Seq
         net.get_submodule(name.removesuffix(".inputs")).weight.zero_()
     image = torch.zeros(1, *shape, device=next(net.parameters()).device)
     return nn.Sequential(OrderedDict(constant=Constant(net(image)[0])))
+
+
+def cut_channels(net: nn.Module, shape: tuple[int, ...], gone: dict[str, Tensor]) -> nn.Module:
+    """Any network, a residual one for example, without some output channels, whose outputs are then zero.
+
+    Follows the network's graph by torch-pruning. Channels that are added to each other go only where all of them go.
+
+    shape: of an image.  gone: masks of the channels that go, by layer.
+
+    Raises:
+        ValueError: a layer would lose all its channels.
+    """
+    import torch_pruning
+
+    net = copy.deepcopy(net).eval()
+    image = torch.zeros(1, *shape, device=next(net.parameters()).device)
+    graph = torch_pruning.DependencyGraph().build_dependency(net, example_inputs=image)
+    names = {module: name for name, module in net.named_modules()}
+    for group in graph.get_all_groups(root_module_types=WEIGHTED):
+        masks = [
+            gone.get(names[dep.target.module])
+            for dep, _ in group
+            if isinstance(dep.target.module, WEIGHTED) and graph.is_out_channel_pruning_fn(dep.handler)
+        ]
+        if all(mask is not None for mask in masks):
+            together = torch.stack(masks).all(0)
+            if bool(together.all()):
+                raise ValueError(f"no channel of {names[group[0].dep.target.module]} would be left")
+            if bool(together.any()):
+                group.prune(together.nonzero().squeeze(1).tolist())
+    return net
