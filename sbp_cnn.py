@@ -28,13 +28,14 @@ from data.image_sets import ImageData, random_labels
 from experiment import device, distributed, options, report, shrunk
 from experiment.board import Board, summary_writer
 from experiment.compressed import check_export
-from experiment.pretrained import load_pretrained
-from experiment.run import NOT_IDENTITY, Diverged, Run
+from experiment.pretrained import load_pretrained, of_seed
+from experiment.run import NOT_IDENTITY, Diverged, Run, write_csv
 from experiment.seeds import fit, fit_seeds, split, table_of
 from experiment.shrinking import Shrinking
 from experiment.structured import SBP, SSL, Dense, SparseVD
 from experiment.training import train
 from model.lenet import centre, lenet5, lenet_fc
+from model.surgery import Removal, fused
 from model.vgg import CONVOLUTIONS, vgglike
 from sampler.noise import stream
 from sampler.schedules import linear_decay
@@ -118,7 +119,6 @@ class Chain(Shrinking):
             threshold=args.snr if args.c in ("sbp", "sbpa") else None,
             allow_empty=bool(args.allow_empty),
             sweep=args.threshold_sweep,
-            speed=bool(args.speed),
             amp=bool(args.amp),
             compiled=bool(args.compile),
             test_batch=args.test,
@@ -156,7 +156,7 @@ class Chain(Shrinking):
         if not self.args.finetune or not any(p.requires_grad for p in small.parameters()):
             return small
         changed = {"c": "dense", "sn": self.args.finetune, "lr": self.args.lr / 10, "decay": 0, "l2": 0.0}
-        changed |= {"finetune": 0, "speed": 0, "threshold_sweep": 0}
+        changed |= {"finetune": 0, "threshold_sweep": 0}
         args, run = Namespace(**(vars(self.args) | changed)), self.run.part("finetune", **changed)
         chain = Chain(args, self.data, self.seed, run, small.train())
         if not train(chain, run, args.sn, bool(args.resume)):
@@ -168,22 +168,16 @@ def dense_network(args: Namespace, data: ImageData, seed: int, run: Run) -> nn.S
     """The trained plain network of a seed: -pretrained, or else trained here first."""
     net = network(args, data)
     if args.pretrained:
-        load_pretrained(net, pretrained(args, seed))
+        load_pretrained(net, of_seed(Path(args.pretrained), seed))
         return net
     settings = published(args.model, "dense", args.dense_sn)
     changed = {name: settings[name] for name in ("lr", "l2", "decay")} | {"c": "dense", "sn": args.dense_sn}
-    changed |= {"finetune": 0, "speed": 0, "threshold_sweep": 0}
+    changed |= {"finetune": 0, "threshold_sweep": 0}
     args, part = Namespace(**(vars(args) | changed)), run.part("dense", **changed)
     if not (args.resume and part.finished) and (diverged := fit_chain(args, data, seed, part)):
         raise Diverged(diverged)
     load_pretrained(net, part.folder)
     return net
-
-
-def pretrained(args: Namespace, seed: int) -> Path:
-    """The weights of a seed: of its own folder in that of a run of several seeds."""
-    several = Path(args.pretrained) / f"seed{seed}"
-    return several if several.is_dir() else Path(args.pretrained)
 
 
 def fresh_network(args: Namespace, data: ImageData, seed: int) -> nn.Sequential:
@@ -242,7 +236,7 @@ def parse(argv: list[str] | None = None):
     about = "1: a layer may lose all its units, and leave a constant; 0: it keeps its best"
     group.add_argument("-allow_empty", type=options.switch, default=0, help=about)
     group.add_argument("-finetune", type=options.whole, default=0, help="epochs of the cut network without noise")
-    group.add_argument("-speed", type=options.switch, default=1, help="1: time the cut network against the plain one")
+    group.add_argument("-speed", type=options.switch, default=1, help="1: time the network as cut and the plain one")
     options.add_device_options(parser)
     options.add_run_options(parser)
     kept = options.add_kept_options(parser)
@@ -264,16 +258,34 @@ def load_data(args: Namespace) -> ImageData:
     return data.to(device.resolve(args.device))
 
 
+def rebuilt(args: Namespace, data: ImageData, seed: int, run: Run) -> tuple[nn.Sequential, nn.Sequential, Removal]:
+    """The plain network and the network as cut of a finished run, and what went."""
+    plain = network(args, data) if args.c == "dense" else dense_network(args, data, seed, run)
+    chain = Chain(Namespace(**(vars(args) | {"finetune": 0})), data, seed, run, copy.deepcopy(plain))
+    load_pretrained(chain.net, run.folder)
+    small, gone = chain.cut  # the structure; its weights may have been fine-tuned
+    load_pretrained(small, run.folder / "cut.safetensors")
+    return fused(plain), small, gone
+
+
+def time_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> pd.DataFrame:
+    """-speed: speed.csv of every finished seed; returns the rows of all."""
+    rows = []
+    for seed, run in runs.items():
+        plain, small, _ = rebuilt(args, split(args, data, seed), seed, run)
+        rows.append({"seed": seed} | shrunk.speed_ups(plain, small, data.shape, device.resolve(args.device)))
+        write_csv(run.folder / "speed.csv", pd.DataFrame(rows[-1:]))
+    return pd.DataFrame(rows)
+
+
 def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None:
     """-export: the cut network of every finished seed."""
     for seed, run in runs.items():
         folder = Path(args.export) / f"seed{seed}" if len(runs) > 1 else Path(args.export)
-        chain = Chain(Namespace(**(vars(args) | {"finetune": 0})), data, seed, run, network(args, data))
-        load_pretrained(chain.net, run.folder)
-        small, gone = chain.cut  # the structure; its weights may have been fine-tuned
-        load_pretrained(small, run.folder / "cut.safetensors")
+        _, small, gone = rebuilt(args, split(args, data, seed), seed, run)
         sizes = shrunk.save(small, data.shape, folder)
-        print(f"{folder}: {'-'.join(map(str, gone.units().values()))}, {sizes['pt2']:,} bytes; ONNX {sizes['onnx']:,}")
+        left = gone.units(bool(args.allow_empty)).values()
+        print(f"{folder}: {'-'.join(map(str, left))}, {sizes['pt2']:,} bytes; ONNX {sizes['onnx']:,}")
 
 
 def show(table: pd.DataFrame) -> None:
@@ -307,12 +319,13 @@ def main() -> int:
         split(args, data, args.seed)
         for seed in range(args.seed, args.seed + args.seeds):
             if args.pretrained:
-                load_pretrained(network(args, data), pretrained(args, seed))
+                load_pretrained(network(args, data), of_seed(Path(args.pretrained), seed))
         network(args, data)  # checks the images' size
         if args.tensorboard:
             summary_writer()
-        if args.export and not args.save:
-            raise ValueError("argument -export: needs -save 1")
+        for flag in ("export", "speed"):
+            if getattr(args, flag) and not args.save:
+                raise ValueError(f"argument -{flag}: needs -save 1")
         if args.export:
             check_export(Path(args.export))
         run = Run("sbp_cnn", folder_name(parser, args), vars(args))
@@ -322,7 +335,10 @@ def main() -> int:
 
     runs, diverged = fit_seeds(args, run, key(args), fit_one)
     if distributed.rank() == 0:
-        show(table_of(runs))
+        table = table_of(runs)
+        if args.speed:
+            table = table.merge(time_parts(args, data, runs), on="seed")
+        show(table)
         if args.export:
             export_parts(args, data, runs)
         print(f"results: {run.folder}")

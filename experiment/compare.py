@@ -48,6 +48,8 @@ def collect(runs: list[Path]) -> tuple[pd.DataFrame, dict[tuple, dict[int, dict[
             json.loads((path.parent / f"{name}.json").read_text()) for name in ("args", "environment", "summary")
         )
         row = pd.read_csv(path.parent / "table.csv").iloc[0].to_dict()
+        if (path.parent / "speed.csv").exists():
+            row |= pd.read_csv(path.parent / "speed.csv").iloc[0].to_dict()
         row |= {name: args[name] for name in SETTINGS if name in args} | {"seconds": summary["seconds"]}
         if "milestones" in args:
             row["milestones"] = " ".join(map(str, args["milestones"]))

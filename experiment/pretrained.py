@@ -54,3 +54,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     ):
         raise ValueError("holds no state_dict of names and tensors")
     return dict(weights)
+
+
+def of_seed(path: Path, seed: int) -> Path:
+    """Where the weights of a seed are: in its own folder, if `path` is that of a run of several seeds."""
+    several = path / f"seed{seed}"
+    return several if several.is_dir() else path

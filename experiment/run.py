@@ -41,6 +41,7 @@ AFTERWARDS = (
     "ood",
     "export",
     "half",
+    "speed",
 )  # asked of a finished run
 # flags that do not change the numbers of a run
 NOT_IDENTITY = {"out", "resume", "save_every", "data_dir", "workers", "device", "gpu", "tensorboard", *AFTERWARDS}

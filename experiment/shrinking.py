@@ -34,7 +34,6 @@ class Shrinking(Classifier):
         threshold: of the method's scores, None: its own.
         allow_empty: a layer may lose all its units.
         sweep: steps of thresholds from 0 to 2 at which to cut as well.
-        speed: time the cut network against the plain one.
         others: as of `Classifier`.
     """
 
@@ -51,7 +50,6 @@ class Shrinking(Classifier):
         threshold: float | None,
         allow_empty: bool,
         sweep: int,
-        speed: bool,
         amp: bool,
         compiled: bool,
         test_batch: int,
@@ -73,7 +71,7 @@ class Shrinking(Classifier):
             board=board,
         )
         self.method, self.dense, self.threshold = method, dense, threshold
-        self.allow_empty, self.sweep, self.speed = allow_empty, sweep, speed
+        self.allow_empty, self.sweep = allow_empty, sweep
         self.penalty = 0.0  # of the last step
 
     def progress(self) -> dict[str, float]:
@@ -127,8 +125,7 @@ class Shrinking(Classifier):
         row["flops_ratio"] = row["flops_dense"] / row["flops"] if row["flops"] else float("inf")
         if row["collapsed"]:
             self.note(f"collapsed: {accuracy:.2f}% as cut, {dense:.2f}% dense")
-        timed = self.speed and distributed.rank() == 0
-        return row | (shrunk.speed_ups(plain, small, shape, self.device) if timed else {})
+        return row
 
     def predictions(self) -> dict[str, Tensor]:
         """Of the network as cut."""
