@@ -89,6 +89,11 @@ def attached(args: Namespace, net: nn.Sequential, generator: torch.Generator) ->
     return methods[args.c](net, generator)
 
 
+def threshold(args: Namespace) -> float | None:
+    """Of the scores of units; None: the method's own."""
+    return args.snr if args.c in ("sbp", "sbpa") else None
+
+
 class Chain(Shrinking):
     """One network of one seed, in training by one method.
 
@@ -116,7 +121,7 @@ class Chain(Shrinking):
             recipe(args),
             torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, betas=(args.beta1, 0.999)),
             generators,
-            threshold=args.snr if args.c in ("sbp", "sbpa") else None,
+            threshold=threshold(args),
             allow_empty=bool(args.allow_empty),
             sweep=args.threshold_sweep,
             amp=bool(args.amp),
@@ -260,11 +265,15 @@ def load_data(args: Namespace) -> ImageData:
 
 def rebuilt(args: Namespace, data: ImageData, seed: int, run: Run) -> tuple[nn.Sequential, nn.Sequential, Removal]:
     """The plain network and the network as cut of a finished run, and what went."""
-    plain = network(args, data) if args.c == "dense" else dense_network(args, data, seed, run)
-    chain = Chain(Namespace(**(vars(args) | {"finetune": 0})), data, seed, run, copy.deepcopy(plain))
-    load_pretrained(chain.net, run.folder)
-    small, gone = chain.cut  # the structure; its weights may have been fine-tuned
-    load_pretrained(small, run.folder / "cut.safetensors")
+    plain = network(args, data)
+    if args.c == "dense":
+        load_pretrained(plain, run.folder)
+    else:
+        load_pretrained(plain, of_seed(Path(args.pretrained), seed) if args.pretrained else run.folder / "dense")
+    method = attached(args, copy.deepcopy(plain), torch.Generator(device.resolve(args.device)))
+    load_pretrained(method.net, run.folder)
+    small, gone = shrunk.shrink(method, data.shape, threshold(args), bool(args.allow_empty))
+    load_pretrained(small, run.folder / "cut.safetensors")  # they may have been fine-tuned
     return fused(plain), small, gone
 
 
@@ -323,9 +332,8 @@ def main() -> int:
         network(args, data)  # checks the images' size
         if args.tensorboard:
             summary_writer()
-        for flag in ("export", "speed"):
-            if getattr(args, flag) and not args.save:
-                raise ValueError(f"argument -{flag}: needs -save 1")
+        if args.export and not args.save:
+            raise ValueError("argument -export: needs -save 1")
         if args.export:
             check_export(Path(args.export))
         run = Run("sbp_cnn", folder_name(parser, args), vars(args))
@@ -336,7 +344,7 @@ def main() -> int:
     runs, diverged = fit_seeds(args, run, key(args), fit_one)
     if distributed.rank() == 0:
         table = table_of(runs)
-        if args.speed:
+        if args.speed and args.save:
             table = table.merge(time_parts(args, data, runs), on="seed")
         show(table)
         if args.export:

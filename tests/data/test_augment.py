@@ -11,7 +11,7 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode
 
 from data import augment
-from data.augment import RAW, RECIPES, Recipe, crop, erase, erasing_boxes, flip, rotate, to_unit
+from data.augment import RAW, RECIPES, Recipe, crop, erase, erasing_boxes, flip, rotate, shade, standardise, to_unit
 
 SIZES = [(1, 28, 28), (3, 32, 32), (3, 20, 33)]
 ALL = [*RECIPES.items(), ("everything", Recipe(3, 20.0, True, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), (0.1, 0.2, 0.3)))]
@@ -323,6 +323,172 @@ def test_erased_pixels_hold_the_value_of_erasing(name):
     share = erased.flatten(1).double().mean(1)
     assert share[share > 0].min() > 0.015 and share.max() < 0.42
     assert 200 < (share > 0).sum() < 300
+
+
+SHADED = Recipe(2, 0.0, True, brightness=63 / 255, contrast=(0.2, 1.8), standardise=True)
+SHADES = [
+    SHADED,
+    Recipe(brightness=0.3),
+    Recipe(contrast=(0.5, 1.5)),
+    Recipe(1, 10.0, False, (0.4,), (0.3,), (0.2,), 0.1, (0.9, 1.1)),
+    Recipe(2, 15.0, True, erase=(0.0,), contrast=(1.0, 2.0), standardise=True),
+]
+
+
+def shaded(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """TensorFlow's adjust_brightness, then adjust_contrast, of an image (h, w, c)."""
+    image = image + brightness
+    for channel in range(image.shape[2]):
+        mean = image[:, :, channel].sum() / (image.shape[0] * image.shape[1])
+        image[:, :, channel] = (image[:, :, channel] - mean) * contrast + mean
+    return image
+
+
+def standardised(image: np.ndarray) -> np.ndarray:
+    """TensorFlow's per_image_standardization, of an image (h, w, c) with pixels in [0, 255]."""
+    mean = image.sum() / image.size
+    sd = (((image - mean) ** 2).sum() / image.size) ** 0.5
+    return (image - mean) / max(sd, 1 / image.size**0.5)
+
+
+def last(x: torch.Tensor) -> np.ndarray:
+    """Channels last, as TensorFlow's."""
+    return x.double().permute(1, 2, 0).numpy().copy()
+
+
+def first(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(x).permute(2, 0, 1)
+
+
+@sizes
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_shade_is_brightness_and_contrast(size, dtype, tolerance):
+    x = torch.rand(20, *size, generator=seeded(), dtype=dtype)
+    before, brightness = x.clone(), torch.linspace(-0.5, 0.5, 20, dtype=dtype)
+    contrast = torch.linspace(0.2, 1.8, 20, dtype=dtype).flip(0)[torch.randperm(20, generator=seeded())]
+    ours = shade(x, brightness, contrast)
+    assert torch.equal(x, before) and ours.dtype == dtype
+    expected = [first(shaded(last(x[i]), float(brightness[i]), float(contrast[i]))) for i in range(20)]
+    torch.testing.assert_close(ours.double(), torch.stack(expected), rtol=0, atol=tolerance)
+    assert ours.min() < -0.2 and ours.max() > 1.2  # nothing is clipped
+    same = shade(x, torch.zeros(20, dtype=dtype), torch.ones(20, dtype=dtype))
+    torch.testing.assert_close(same, x, rtol=0, atol=tolerance)
+
+
+@sizes
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_standardise_is_that_of_tensorflow(size, dtype, tolerance):
+    x = torch.rand(8, *size, generator=seeded(), dtype=dtype)
+    x[1] = 0.25 + 0.001 * x[1]
+    x[2] = x[2].round()
+    x[3] = x[3, :1]
+    before = x.clone()
+    ours = standardise(x)
+    assert torch.equal(x, before) and ours.dtype == dtype
+    expected = torch.stack([first(standardised(255 * last(image))) for image in x])
+    torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=10 * tolerance)
+    torch.testing.assert_close(Recipe(standardise=True).normalise(x), ours, rtol=0, atol=0)
+    # by itself, whatever the others are
+    torch.testing.assert_close(standardise(x[4:5]), ours[4:5], rtol=tolerance, atol=tolerance)
+
+
+@sizes
+def test_images_with_little_in_them_are_standardised_by_the_bound(size):
+    x = torch.full((3, *size), 0.5, dtype=torch.float64)
+    x[1, 0, 0, 0] += 0.5 / 255  # half a grey level in one pixel: the sd is half the bound
+    x[2, 0, 0, :2] += 2 / 255  # above it
+    ours, pixels = standardise(x), x[0].numel()
+    assert torch.equal(ours[0], torch.zeros(size, dtype=torch.float64))
+    assert ours[1].max().item() == pytest.approx(0.5 * (1 - 1 / pixels) * pixels**0.5, rel=1e-9)
+    assert ours[2].std(correction=0).item() == pytest.approx(1.0, rel=1e-9)
+    expected = torch.stack([first(standardised(255 * last(image))) for image in x])
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_shades_are_uniform_and_of_every_image_alone(monkeypatch):
+    seen, n = calls(monkeypatch, "shade"), 50_000
+    Recipe(brightness=0.25, contrast=(0.2, 1.8)).augment(torch.zeros(n, 1, 1, 1, dtype=torch.uint8), seeded())
+    brightness, contrast = (seen[0][name].double().numpy() for name in ("brightness", "contrast"))
+    assert abs(brightness).max() <= 0.25 and contrast.min() >= 0.2 and contrast.max() <= 1.8
+    assert stats.kstest(brightness, stats.uniform(-0.25, 0.5).cdf).pvalue > CERTAIN
+    assert stats.kstest(contrast, stats.uniform(0.2, 1.6).cdf).pvalue > CERTAIN
+    assert stats.spearmanr(brightness, contrast).pvalue > CERTAIN
+    assert stats.spearmanr(contrast[1:], contrast[:-1]).pvalue > CERTAIN
+
+
+@pytest.mark.parametrize("recipe", SHADES, ids=range(len(SHADES)))
+def test_a_shaded_recipe_is_its_steps_in_their_order(monkeypatch, recipe):
+    seen = {name: calls(monkeypatch, name) for name in ("crop", "flip", "shade", "rotate", "erase")}
+    x = pictures(60, (3, 20, 24))
+    ours = recipe.augment(x, seeded())
+    drawn = {
+        "crop": recipe.padding,
+        "flip": recipe.flip,
+        "shade": True,
+        "rotate": recipe.degrees,
+        "erase": recipe.erase,
+    }
+    assert {name: len(found) for name, found in seen.items()} == {name: int(bool(on)) for name, on in drawn.items()}
+    differing = 0
+    for i, image in enumerate(x):
+        if recipe.padding:
+            image = cut(image, *seen["crop"][0]["offsets"][i].tolist(), recipe.padding)
+        if recipe.flip and seen["flip"][0]["flipped"][i]:
+            image = reference.hflip(image)
+        brightness, contrast = (float(seen["shade"][0][name][i]) for name in ("brightness", "contrast"))
+        assert abs(brightness) <= recipe.brightness and recipe.contrast[0] <= contrast <= recipe.contrast[1]
+        image = first(shaded(last(image) / 255, brightness, contrast))
+        if recipe.degrees:
+            image = turned(image, seen["rotate"][0]["degrees"][i].item())
+        if recipe.standardise:
+            image = first(standardised(255 * last(image)))
+        else:
+            image = reference.normalize(image, recipe.mean, recipe.sd)
+        if recipe.erase:
+            box = seen["erase"][0]["boxes"][i].tolist()
+            image = reference.erase(image, *box, torch.tensor(recipe.erase)[:, None, None])
+        differing += int(((image - ours[i]).abs() > 1e-4).sum())
+    assert differing / x.numel() < (2e-3 if recipe.degrees else 1e-9)
+
+
+@pytest.mark.parametrize("recipe", SHADES, ids=range(len(SHADES)))
+def test_the_generator_decides_the_shades(recipe):
+    x, generator = pictures(64, (3, 20, 20)), seeded(3)
+    before = x.clone()
+    torch.manual_seed(0)
+    one, two = recipe.augment(x, generator), recipe.augment(x, generator)
+    torch.manual_seed(1)
+    assert torch.equal(recipe.augment(x, seeded(3)), one) and torch.equal(x, before)
+    assert not torch.equal(one, two) and not torch.equal(recipe.augment(x, seeded(4)), one)
+    assert one.shape == x.shape and one.dtype == torch.float32
+    assert one.is_contiguous(memory_format=torch.channels_last)
+    same = recipe.augment(x[:1].expand(64, -1, -1, -1), seeded()).flatten(1)
+    assert len(same.unique(dim=0)) > 60  # every image has its own shade
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("recipe", [*SHADES, ALL[-1][1]], ids=range(len(SHADES) + 1))
+def test_processes_share_the_random_numbers_of_a_minibatch(recipe, world):
+    x, generator = pictures(24, (3, 20, 24)), seeded()
+    one, two = recipe.augment(x, generator), recipe.augment(x, generator)
+    for rank in range(world):
+        mine = seeded()
+        for whole in (one, two):
+            part = recipe.augment(x[rank::world], mine, rank, world)
+            torch.testing.assert_close(part, whole[rank::world], rtol=1e-6, atol=1e-6)
+
+
+def test_the_augmentation_without_shades_draws_what_it_drew_before():
+    x = pictures(50, (3, 20, 20))
+    recipe, generator = Recipe(2, 10.0, True), seeded()
+    recipe.augment(x, generator)
+    expected = seeded()
+    (
+        torch.randint(5, (50, 2), generator=expected),
+        torch.rand(50, generator=expected),
+        torch.rand(50, generator=expected),
+    )
+    assert torch.equal(generator.get_state(), expected.get_state())
 
 
 @pytest.mark.slow

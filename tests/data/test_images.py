@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from scipy import stats
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from data import images
 from data.files import DataError
-from data.image_sets import FolderImages, ImageData, MemoryImages, hold_out
+from data.image_sets import FolderImages, ImageData, MemoryImages, hold_out, random_labels
 from data.images import NAMES, load
 
 REAL = Path(os.environ.get("BSDL_DATA", "nowhere"))
@@ -782,3 +783,54 @@ def test_memory_images_take_any_layout():
 def test_the_names():
     assert set(NAMES) == {"mnist", "fmnist", "cifar10", "cifar100", "digits", "folder"}
     assert FolderImages.streamed and not MemoryImages.streamed
+
+
+def test_random_labels_change_the_labels_only(both):
+    parts = (both.train, both.test)
+    before = [tuple(value.clone() for value in whole(part)) for part in parts]
+    data = random_labels(both, seed=2)
+    assert data.classes == both.classes and data.shape == both.shape
+    for part, new, (x, y) in zip(parts, (data.train, data.test), before, strict=True):
+        assert type(new) is type(part) and len(new) == len(part)
+        assert torch.equal(whole(new)[0], x) and torch.equal(whole(new)[1], new.y)
+        assert new.y.dtype == torch.int64 and new.y.shape == y.shape
+        assert new.y.min() >= 0 and new.y.max() < len(both.classes)
+        assert torch.equal(whole(part)[1], y) and torch.equal(part.y, y)  # the original
+    assert not torch.equal(data.train.y, both.train.y)
+    some = data.train.subset(torch.tensor([3, 30]))
+    assert torch.equal(whole(some)[1], data.train.y[[3, 30]])
+
+
+def test_the_seed_decides_the_random_labels(both):
+    torch.manual_seed(0)
+    first = random_labels(both, seed=0)
+    torch.manual_seed(1)
+    again, other = random_labels(both, seed=0), random_labels(both, seed=1)
+    relabelled = random_labels(other, seed=0)  # whatever the labels were
+    for part in ("train", "test"):
+        y = getattr(first, part).y
+        assert torch.equal(getattr(again, part).y, y) and torch.equal(getattr(relabelled, part).y, y)
+        assert not torch.equal(getattr(other, part).y, y)
+
+
+def test_random_labels_are_uniform_and_say_nothing():
+    n, classes = 40_000, 10
+    old = torch.arange(n) % classes * (torch.arange(n) % 3 > 0)  # the classes have different numbers
+    blank = torch.zeros(n, 1, 1, 1, dtype=torch.uint8)
+    data = ImageData(tuple("0123456789"), MemoryImages(blank, old), MemoryImages(blank, old))
+    labels = random_labels(data, seed=0)
+    train, test = labels.train.y, labels.test.y
+    for y in (train, test):
+        assert stats.chisquare(y.bincount(minlength=classes).numpy()).pvalue > 1e-6
+        table = torch.bincount(old * classes + y, minlength=classes**2).view(classes, classes)
+        assert stats.chi2_contingency(table.numpy()).pvalue > 1e-6
+    both = torch.bincount(train * classes + test, minlength=classes**2)  # two parts, two sequences
+    assert stats.chisquare(both.numpy()).pvalue > 1e-6
+    after = torch.bincount(train[1:] * classes + train[:-1], minlength=classes**2)
+    assert stats.chisquare(after.numpy()).pvalue > 1e-6
+
+
+def test_random_labels_stay_on_the_device(both):
+    device = torch.device("meta")
+    data = random_labels(both.to(device), seed=0)
+    assert data.train.y.device == data.test.y.device == device

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler.schedules import RobbinsMonro, adaptation, annealed, polynomial_decay, sparsity_schedule, stepwise
+from sampler.schedules import (
+    RobbinsMonro,
+    adaptation,
+    annealed,
+    linear_decay,
+    polynomial_decay,
+    sparsity_schedule,
+    stepwise,
+)
 
 
 def test_robbins_monro():
@@ -62,3 +70,26 @@ def test_the_published_step_sizes():
         [2e-9, 2e-9, 2e-10, 2e-10, 2e-11, 2e-11], rel=1e-12
     )
     assert stepwise(0.3, [], 1000) == 0.3
+
+
+def test_the_linear_decay_is_flat_and_then_a_line_to_zero_after_the_last_iteration():
+    lr = [linear_decay(0.2, 10, 20, k) for k in range(1, 22)]
+    assert lr[:10] == [0.2] * 10
+    assert lr[10:] == pytest.approx([0.2 * i / 11 for i in range(10, -1, -1)], rel=1e-12)
+    assert lr[19] == pytest.approx(0.2 / 11) and lr[20] == 0.0  # iteration 20 is the last
+
+
+@given(st.floats(1e-8, 1), st.integers(0, 1000), st.integers(1, 1000))
+@settings(max_examples=100, deadline=None)
+def test_the_linear_decay_falls_by_equal_steps(lr, start, length):
+    end = start + length
+    assert linear_decay(lr, start, end, 1) == (lr if start else pytest.approx(lr * end / (end + 1)))
+    assert linear_decay(lr, start, end, start) == lr
+    ends = [linear_decay(lr, start, end, k) for k in (start + 1, end, end + 1)]
+    assert ends == pytest.approx([lr * length / (length + 1), lr / (length + 1), 0], rel=1e-12, abs=1e-300)
+    steps = [linear_decay(lr, start, end, k) - linear_decay(lr, start, end, k + 1) for k in range(start, end + 1)]
+    assert steps == pytest.approx([lr / (length + 1)] * len(steps), rel=1e-6, abs=1e-12 * lr)
+
+
+def test_a_linear_decay_that_starts_at_the_end_is_flat():
+    assert [linear_decay(0.1, 5, 5, k) for k in (1, 5, 6)] == [0.1, 0.1, 0.0]

@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # the number of threads changes the rounding
 CLASSES = {"cat": 30, "dog": 30}
 FEW = {"cat": 8, "dog": 8}
 SAME = ("table.csv", "metrics.csv", "model.safetensors", "predictions.safetensors")
@@ -96,6 +105,106 @@ def interrupted(tested, start, monkeypatch):
         return result
 
     return run
+
+
+@pytest.fixture
+def infinite_at(tested, monkeypatch):
+    """infinite_at(iteration): the potential of this iteration of the script, counted from now on, is infinite."""
+
+    def spoil(iteration: int) -> None:
+        calls = itertools.count(1)
+
+        def potential(logits, y):
+            return cross_entropy(logits, y) * (math.inf if next(calls) == iteration else 1)
+
+        monkeypatch.setattr(tested, "cross_entropy", potential)
+
+    return spoil
+
+
+@pytest.fixture
+def epochs():
+    """epochs(folder): epochs of the checkpoint, 0 where there is none."""
+
+    def done(folder: Path) -> int:
+        try:
+            with safe_open(folder / "checkpoint.safetensors", framework="pt") as file:
+                return json.loads(file.metadata()["state"])["done"]
+        except FileNotFoundError:
+            return 0
+
+    return done
+
+
+@pytest.fixture
+def killed(request, script, epochs):
+    """killed(*flags, out, part, after, seconds): a process of its own; returns how many epochs were done at kill -9.
+
+    It comes `seconds` after a checkpoint in `out` / `part` says that `after` epochs are done.
+    """
+
+    def kill(*flags, out: Path, part: str = "", after: int, seconds: float = 0.0) -> int:
+        command = script.command(request.module.SCRIPT, (*flags, "-save_every", 0, "-resume", 1), out)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, **quiet)
+        try:
+            while process.poll() is None and epochs(out / part) < after:
+                time.sleep(0.005)
+            time.sleep(seconds)
+        finally:
+            process.kill()
+            process.wait()
+        return epochs(out / part)
+
+    return kill
+
+
+@pytest.fixture(scope="session")
+def torchrun():
+    """torchrun(program, *arguments): two processes of the CPU, started as torchrun starts them."""
+
+    def run(program, *arguments) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        return subprocess.run(
+            [*command, str(program), *map(str, arguments)],
+            cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def two_processes(request, torchrun):
+    """two_processes(*flags, out): the script in two of them."""
+
+    def run(*flags, out: Path) -> subprocess.CompletedProcess:
+        return torchrun(request.module.SCRIPT, *flags, "-device", "cpu", "-out", out)
+
+    return run
+
+
+@pytest.fixture
+def slow_disk(request, tmp_path):
+    """slow_disk(*names): a program that is the script, but takes two seconds to write each of these files."""
+
+    def make(*names: str) -> Path:
+        module = request.module.SCRIPT.removesuffix(".py")
+        program = tmp_path / "slow_disk.py"
+        program.write_text(
+            "import sys, time\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
+            f"import {module}\n"
+            "from experiment import options, run\n"
+            "replace = run.replace_file\n"
+            "def slow(path, write):\n"
+            f"    time.sleep(2 * (path.name in {names!r}))\n"
+            "    replace(path, write)\n"
+            "run.replace_file = slow\n"
+            f"options.run_script({module}.main)\n"
+        )
+        return program
+
+    return make
 
 
 @pytest.fixture(scope="session")

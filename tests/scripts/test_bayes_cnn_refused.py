@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import cross_entropy
 
 import bayes_cnn
 from experiment.run import NOT_IDENTITY
@@ -128,8 +126,8 @@ def test_the_command_that_it_says_makes_it(start, refused):
     start(*TINY, "-sn", 1, "-train", 400, "-prune", 1, out=None)
 
 
-def test_a_dense_run_that_is_not_finished_is_not_started_from(start, refused, tmp_path, monkeypatch):
-    infinite_at(monkeypatch, 20)
+def test_a_dense_run_that_is_not_finished_is_not_started_from(start, refused, tmp_path, infinite_at):
+    infinite_at(20)
     start(*TINY, "-save_every", 0, code=3, out=None)
     assert (tmp_path / "empty/runs/bayes_cnn/dense_digits_resnet8_seed1/checkpoint.safetensors").exists()
     assert "no dense network" in refused(bayes_cnn, *TINY, "-prune", 1)
@@ -228,15 +226,6 @@ def test_other_settings_in_the_same_folder_are_refused(refused, tmp_path, flags,
     assert pretrained or (words in message and str(folder) in message), message
 
 
-def infinite_at(monkeypatch, iteration: int) -> None:
-    calls = itertools.count(1)
-
-    def potential(logits, y):
-        return cross_entropy(logits, y) * (math.inf if next(calls) == iteration else 1)
-
-    monkeypatch.setattr(bayes_cnn, "cross_entropy", potential)
-
-
 @pytest.mark.parametrize(
     "flags", [("-lr", 0.19), ("-lr", 0.01, "-wdecay", 1), ("-prune", 1, "-lr", 0.1, "-c", "em")], ids=text
 )
@@ -251,8 +240,8 @@ def test_a_diverged_run_stops(start, network, flags):
 
 
 @pytest.mark.parametrize("prune", [0, 1])
-def test_a_diverged_run_names_the_iteration_and_keeps_its_last_good_checkpoint(start, network, monkeypatch, prune):
-    infinite_at(monkeypatch, 20)
+def test_a_diverged_run_names_the_iteration_and_keeps_its_last_good_checkpoint(start, network, infinite_at, prune):
+    infinite_at(20)
     result = start(*TINY, "-save_every", 0, "-lr", 1e-9, "-prune", prune, "-pretrained", network(), code=3)
     method = "sa" if prune else "dense"
     assert result.stderr.splitlines()[-1].startswith(f"diverged: digits {method} seed 1 at iteration 20; ")
@@ -262,24 +251,24 @@ def test_a_diverged_run_names_the_iteration_and_keeps_its_last_good_checkpoint(s
         assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118, not a dict
 
 
-def test_the_advised_step_is_smaller_than_the_one_that_was_asked_for(start, network, monkeypatch):
-    infinite_at(monkeypatch, 3)
+def test_the_advised_step_is_smaller_than_the_one_that_was_asked_for(start, network, infinite_at):
+    infinite_at(3)
     result = start(*TINY, "-lr", 1e-6, "-pretrained", network(), code=3)
     assert result.stderr.endswith("at iteration 3; use a smaller step: -lr 1e-07\n")
 
 
-def test_the_advice_to_a_squeezed_run_is_about_its_flag(start, network, monkeypatch):
+def test_the_advice_to_a_squeezed_run_is_about_its_flag(start, network, infinite_at):
     """-lr is scaled by -scale_to: what it says must be smaller than what was asked for, not than its product."""
-    infinite_at(monkeypatch, 3)
+    infinite_at(3)
     flags = ("-prune", 1, "-lr", 1e-12, "-scale_to", 50000)
     result = start(*TINY, *flags, "-pretrained", network(), code=3)
     assert float(result.stderr.split("-lr ")[-1]) < 1e-12
 
 
-def test_when_one_seed_diverges_the_others_finish(start, network, monkeypatch):
+def test_when_one_seed_diverges_the_others_finish(start, network, infinite_at):
     flags = (*TINY, "-pretrained", network())
     alone = start(*flags, "-seed", 2, out="alone")
-    infinite_at(monkeypatch, 3)
+    infinite_at(3)
     result = start(*flags, "-seeds", 2, code=3)
     *_, last = result.stderr.splitlines()
     assert last.startswith("diverged: digits dense seed 1 at iteration 3; ") and "seed 2" not in last

@@ -1,12 +1,7 @@
 """Runs of bayes_cnn.py that are stopped and go on, dense and sparse."""
 
-import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -174,44 +169,14 @@ LONG = ("-data", "digits", "-depth", 8, "-sn", 12, "-train", 200)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["dense", "sa", "rho"])
-def test_a_killed_run_goes_on_bit_for_bit(script, start, untrained, tmp_path, same_numbers, setting):
+def test_a_killed_run_goes_on_bit_for_bit(killed, start, untrained, tmp_path, same_numbers, setting):
     """Killed three times, each at a random moment of its training."""
     flags, pieces = (*LONG, *SETTINGS[setting], "-pretrained", untrained), tmp_path / "pieces"
     whole = start(*flags, out="whole")
     wait = random.Random()
     done = []
     for after in (1, 4, 7):
-        command = script.command(SCRIPT, (*flags, "-save_every", 0, "-resume", 1), pieces)
-        done.append(killed(command, pieces, after, wait.uniform(0, 0.3)))
+        done.append(killed(*flags, out=pieces, after=after, seconds=wait.uniform(0, 0.3)))
         assert not (pieces / "table.csv").exists() or done[-1] == 12
     assert done == sorted(done) and done[0] >= 1
     same_numbers(start(*flags, "-resume", 1, out="pieces").folder, whole.folder)
-
-
-def killed(command: list[str], folder: Path, after: int, seconds: float) -> int:
-    """kill -9, `seconds` after a checkpoint says that `after` epochs are done; returns how many are done then."""
-    process = subprocess.Popen(
-        command,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as the whole run: the number of threads changes the rounding
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while process.poll() is None and epochs(folder) < after:
-            time.sleep(0.005)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-    return epochs(folder)
-
-
-def epochs(folder: Path) -> int:
-    """Epochs of the checkpoint, 0 where there is none."""
-    try:
-        with safe_open(folder / "checkpoint.safetensors", framework="pt") as file:
-            return json.loads(file.metadata()["state"])["done"]
-    except FileNotFoundError:
-        return 0

@@ -1,9 +1,6 @@
 """bayes_cnn.py on two processes of a CPU, started as torchrun starts them, against one process."""
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +12,6 @@ from torch.nn.functional import cross_entropy
 import bayes_cnn
 from model.resnet import ResNet
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = "bayes_cnn.py"
 TINY = ("-data", "digits", "-depth", 8, "-sn", 2, "-train", 480, "-aug", 1)  # 2 iterations an epoch
 SPARSE = ("-prune", 1, "-sparse", 0.5, "-cut", 0.5, "-gap", 2, "-v0", 0.1, "-v1", 5e-4, "-lr", 1e-6, "-c", "sa")
@@ -32,14 +28,6 @@ def untrained(tmp_path):
     torch.manual_seed(3)
     save_file(ResNet(8, (1, 8, 8), 10).state_dict(), tmp_path / "untrained.safetensors")
     return tmp_path / "untrained.safetensors"
-
-
-def two_processes(*flags, out: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
-    return subprocess.run(
-        [*command, *map(str, flags), "-device", "cpu", "-out", str(out)],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
 
 
 def close(one: Path, other: Path) -> None:
@@ -67,7 +55,7 @@ def close(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [("-prune", 0, "-lr", 2e-6), (*SPARSE, "-average", 1)], ids=["dense", "sparse"])
-def test_two_processes_compute_what_one_does(in_process, untrained, tmp_path, flags):
+def test_two_processes_compute_what_one_does(two_processes, in_process, untrained, tmp_path, flags):
     """Of two processes the first one writes and speaks."""
     flags = (*TINY, *flags, "-pretrained", untrained)
     one = in_process(bayes_cnn, *flags, out=tmp_path / "one")
@@ -82,7 +70,7 @@ def test_two_processes_compute_what_one_does(in_process, untrained, tmp_path, fl
     assert "Warning" not in two.stderr and "Traceback" not in two.stderr
 
 
-def test_two_processes_go_on_with_the_run_of_one(in_process, untrained, tmp_path, monkeypatch):
+def test_two_processes_go_on_with_the_run_of_one(two_processes, in_process, untrained, tmp_path, monkeypatch):
     """With -save_every 0 a checkpoint is written after every epoch."""
     flags, calls = (*TINY, *SPARSE, "-pretrained", untrained, "-save_every", 0), itertools.count(1)
     assert in_process(bayes_cnn, *flags, out=tmp_path / "one").code == 0
@@ -103,7 +91,7 @@ def test_two_processes_go_on_with_the_run_of_one(in_process, untrained, tmp_path
     close(tmp_path / "one", tmp_path / "two")
 
 
-def test_a_minibatch_that_two_processes_cannot_share_is_refused(tmp_path):
+def test_a_minibatch_that_two_processes_cannot_share_is_refused(two_processes, tmp_path):
     result = two_processes(*TINY, "-train", 99, out=tmp_path / "run")
     assert result.returncode != 0 and not (tmp_path / "run").exists()
     lines = {line for line in result.stderr.splitlines() if line.startswith("bayes_cnn.py: error: ")}
@@ -111,25 +99,9 @@ def test_a_minibatch_that_two_processes_cannot_share_is_refused(tmp_path):
     assert "exitcode  : 2" in result.stderr and "[rank" not in result.stderr  # of a traceback of the script
 
 
-def test_the_second_process_may_be_faster_than_the_first(untrained, tmp_path):
+def test_the_second_process_may_be_faster_than_the_first(untrained, torchrun, slow_disk, tmp_path):
     """Which still writes the last files when the second process asks whether the run is finished."""
-    flags = [*map(str, (*TINY, "-sn", 1, "-pretrained", untrained, "-device", "cpu", "-out", tmp_path / "run"))]
-    (tmp_path / "slow_disk.py").write_text(
-        "import sys, time\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import bayes_cnn\n"
-        "from experiment import options, run\n"
-        "replace = run.replace_file\n"
-        "def slow(path, write):\n"
-        "    time.sleep(2 * (path.name in ('table.csv', 'summary.json')))\n"
-        "    replace(path, write)\n"
-        "run.replace_file = slow\n"
-        "options.run_script(bayes_cnn.main)\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*command, str(tmp_path / "slow_disk.py"), *flags],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    flags = (*TINY, "-sn", 1, "-pretrained", untrained, "-device", "cpu", "-out", tmp_path / "run")
+    result = torchrun(slow_disk("table.csv", "summary.json"), *flags)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run/summary.json").exists() and result.stdout.count("results: ") == 1

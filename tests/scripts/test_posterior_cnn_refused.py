@@ -2,14 +2,12 @@
 
 import functools
 import itertools
-import math
 import shutil
 import sys
 
 import pandas as pd
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 import posterior_cnn
 from data import images
@@ -182,17 +180,8 @@ def test_a_diverged_run_stops(in_process, tmp_path, flags):
     assert not (result / "summary.json").exists() and not (result / "table.csv").exists()
 
 
-def infinite_at(monkeypatch, iteration: int) -> None:
-    calls = itertools.count(1)
-
-    def potential(logits, y):
-        return cross_entropy(logits, y) * (math.inf if next(calls) == iteration else 1)
-
-    monkeypatch.setattr(posterior_cnn, "cross_entropy", potential)
-
-
-def test_the_iteration_at_which_the_potential_is_lost_is_named(in_process, tmp_path, monkeypatch):
-    infinite_at(monkeypatch, 14)
+def test_the_iteration_at_which_the_potential_is_lost_is_named(in_process, tmp_path, infinite_at):
+    infinite_at(14)
     result = in_process(posterior_cnn, *TINY, "-lr", 1e-5, "-save_every", 0, out=tmp_path / "run")
     assert result.code == 3
     assert result.stderr.splitlines()[-1] == (
@@ -209,9 +198,9 @@ def test_when_all_seeds_diverge_there_is_no_table(in_process, tmp_path):
     assert not (result / "summary.json").exists() and not list(tmp_path.glob("run/**/table.csv"))
 
 
-def test_when_one_seed_diverges_the_others_finish(shared_run, in_process, tmp_path, monkeypatch):
+def test_when_one_seed_diverges_the_others_finish(shared_run, in_process, tmp_path, infinite_at):
     full = shared_run("cnn_full", SCRIPT, *TINY)
-    infinite_at(monkeypatch, 3)
+    infinite_at(3)
     result = in_process(posterior_cnn, *TINY, "-seed", 0, "-seeds", 2, out=tmp_path / "run")
     *_, last = result.stderr.splitlines()
     assert result.code == 3 and last.startswith("diverged: digits sa seed 0 at iteration 3; ") and "seed 1" not in last
