@@ -45,7 +45,7 @@ class Constant(nn.Module):
         self.register_buffer("logits", logits)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.logits.expand(len(x), -1)
+        return self.logits.expand(x.shape[0], -1)
 
 
 def shapes(net: nn.Sequential) -> dict[str, torch.Size]:
