@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .style import TITLES, plt
 
@@ -35,19 +36,27 @@ def title(args: dict) -> str:
     return f"{NAMES[args['model']]} on {TITLES.get(args['data'], args['data'])}, {METHODS[args['c']]}"
 
 
+def whole_numbers(ax) -> None:
+    """Label a logarithmic axis by 20 and 50, not by powers."""
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def threshold(runs: list[Path], file: Path) -> Path:
     """Accuracy and units against the threshold on the SNR."""
     folders = found(runs, "sweep.csv")
     figure, axes = plt.subplots(1, len(folders), figsize=(5.5 * len(folders), 4), squeeze=False)
     for ax, (folder, args) in zip(axes[0], folders.items(), strict=True):
         table = pd.read_csv(folder / "sweep.csv")
-        ax.plot(table["threshold"], table["accuracy"], color="black", label="accuracy of the network as cut")
+        ax.plot(table["threshold"], table["accuracy"], color="black")
         ax.axvline(args["snr"], color="0.6", linewidth=0.8, linestyle="--")
-        ax.set(title=title(args), xlabel="threshold on the SNR", ylabel="test accuracy, %")
+        ax.set(title=title(args), xlabel="threshold on the SNR", ylabel="test accuracy as cut, % (black)")
         right = ax.twinx()
         for name in [name for name in table if name.startswith(PREFIX)]:
             right.plot(table["threshold"], table[name], linewidth=1, alpha=0.8, label=name.removeprefix(PREFIX))
         right.set(yscale="log", ylabel="units left (coloured)")
+        whole_numbers(right)
         right.spines["right"].set_visible(True)
         right.legend(loc="lower left")
     figure.savefig(file)
@@ -108,6 +117,7 @@ def curves(runs: list[Path], file: Path) -> Path:
                 label = name.removeprefix(PREFIX) if first else None
                 ax.plot(table["epoch"], table[name], color=f"C{i % 10}", linewidth=1, label=label)
         ax.set(title=kind, xlabel="epoch", ylabel="units left", yscale="log")
+        whole_numbers(ax)
         ax.legend(ncols=2 if len(names) > 4 else 1, fontsize=7)
     figure.savefig(file)
     plt.close(figure)

@@ -63,7 +63,7 @@ def _law(mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
 def kl(mu: Tensor, log_sigma: Tensor) -> Tensor:
     """KL(q || p) = log(b - a) - entropy of log theta, in nats.
 
-    In closed form (the paper's Eq. 14), with alpha = (a - mu) / sigma, beta = (b - mu) / sigma, Z = Phi(beta) -
+    In closed form, with alpha = (a - mu) / sigma, beta = (b - mu) / sigma, Z = Phi(beta) -
     Phi(alpha): log(b - a) - log(sigma Z sqrt(2 pi e)) - (alpha phi(alpha) - beta phi(beta)) / (2 Z).
     """
     _, _, energy, weight = _law(mu, log_sigma)
