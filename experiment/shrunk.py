@@ -34,8 +34,8 @@ def shrink(
     go, and leave a constant; otherwise each keeps its best unit.
     """
     gone = method.removal(threshold)
-    small = cut(method.plain(), gone)
-    return (emptied(small, gone, shape) if gone.empty and allow_empty else small), gone
+    plain = method.plain()
+    return (emptied(plain, gone, shape) if gone.empty and allow_empty else cut(plain, gone)), gone
 
 
 def flops(net: nn.Module, shape: tuple[int, int, int]) -> int:

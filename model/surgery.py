@@ -50,7 +50,7 @@ class Constant(nn.Module):
 
 def shapes(net: nn.Sequential) -> dict[str, torch.Size]:
     """Shapes of the weights of its linear layers and convolutions by name, in their order: all that `sites` and
-    `removable` need to know of a chain."""
+    `removal` need to know of a chain."""
     return {name: module.weight.shape for name, module in net.named_children() if isinstance(module, WEIGHTED)}
 
 
@@ -116,9 +116,10 @@ def removal(shapes: dict[str, torch.Size], scores: dict[Site, Tensor], threshold
         inputs = score(after, 1)
         positions = len(inputs) // shapes[before][0]
         outputs = score(before, 0).repeat_interleave(positions)
-        mask = keep(torch.minimum(outputs, inputs), before)
+        worst = torch.minimum(outputs, inputs)
+        mask = keep(worst, before)
         kept[before, 0], kept[after, 1] = mask.view(-1, positions).any(1), mask
-        constant[after] = ~mask & (inputs >= threshold)
+        constant[after] = ~(worst >= threshold) & (inputs >= threshold)
     return Removal(kept, constant, frozenset(empty))
 
 
@@ -146,10 +147,14 @@ def _sliced(layer: nn.Linear | nn.Conv2d, outputs: Tensor, inputs: Tensor) -> nn
     return small
 
 
+def _exact(layer: nn.Linear | nn.Conv2d) -> bool:
+    return isinstance(layer, nn.Linear) or layer.padding in ((0, 0), "valid")
+
+
 @torch.no_grad()
 def _add_constants(layer: nn.Linear | nn.Conv2d, inputs: Tensor) -> None:
     """Put what constant inputs contribute into the bias, where that is exact."""
-    if isinstance(layer, nn.Linear) or layer.padding in ((0, 0), "valid"):
+    if _exact(layer):
         total = layer.weight.sum(tuple(range(2, layer.weight.ndim))) if layer.weight.ndim > 2 else layer.weight
         bias = layer.bias if layer.bias is not None else 0
         layer.bias = nn.Parameter(total @ inputs + bias)
@@ -165,13 +170,13 @@ def cut(net: nn.Sequential, gone: Removal) -> nn.Sequential:
             outputs, inputs = (
                 gone.kept.get((name, dim), torch.ones(sizes[dim], dtype=torch.bool, device=device)) for dim in (0, 1)
             )
-            bias = module.bias.detach().clone() if module.bias is not None else torch.zeros(sizes[0], device=device)
+            bias = module.bias.detach().clone() if module.bias is not None else module.weight.new_zeros(sizes[0])
             if present is None:
                 before = torch.ones_like(inputs)
             else:
                 positions = len(inputs) // len(present)
                 before = present.repeat_interleave(positions)
-                _add_constants(module, constants.repeat_interleave(positions) * gone.constant[name])
+                _add_constants(module, constants.repeat_interleave(positions) * (gone.constant[name] & ~inputs))
             if not torch.equal(inputs, before):
                 layers[f"{name}_inputs"] = Select(inputs[before].nonzero().squeeze(1))
             module, present, constants = _sliced(module, outputs, inputs), outputs, bias
@@ -183,15 +188,22 @@ def cut(net: nn.Sequential, gone: Removal) -> nn.Sequential:
 
 @torch.no_grad()
 def emptied(net: nn.Sequential, gone: Removal, shape: tuple[int, ...]) -> nn.Sequential:
-    """What a cut chain computes when its empty layers lose their last unit as well: the same for every image.
+    """What a chain computes without the best units of its empty layers as well: the same for every image.
 
-    shape: of an image.
+    net: the whole chain.  shape: of an image.
     """
-    net = copy.deepcopy(net)
+    small, whole = cut(net, gone), fused(net)
+    after = dict(pairwise(shapes(net)))
     for name in gone.empty:
-        net.get_submodule(name.removesuffix(".inputs")).weight.zero_()
-    image = torch.zeros(1, *shape, device=next(net.parameters()).device)
-    return nn.Sequential(OrderedDict(constant=Constant(net(image)[0])))
+        layer = small.get_submodule(name.removesuffix(".inputs"))
+        layer.weight.zero_()
+        if name in after:  # its own constant where that is exact, without what other units add; zero elsewhere
+            constant = (gone.constant[after[name]] & gone.kept[after[name], 1]).any()
+            bias = whole.get_submodule(name).bias
+            exact = bool(constant) and _exact(small.get_submodule(after[name])) and bias is not None
+            layer.bias = nn.Parameter(bias[gone.kept[name, 0]] if exact else layer.weight.new_zeros(len(layer.weight)))
+    image = torch.zeros(1, *shape, device=next(small.parameters()).device)
+    return nn.Sequential(OrderedDict(constant=Constant(small(image)[0])))
 
 
 def cut_channels(net: nn.Module, shape: tuple[int, ...], gone: dict[str, Tensor]) -> nn.Module:

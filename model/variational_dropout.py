@@ -74,10 +74,15 @@ class SparseVDConv2d(_SparseVD):
 
     def __init__(self, layer: nn.Conv2d):
         super().__init__(layer)
-        self.settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        self.settings = {
+            name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")
+        }
+        for name, value in self.settings.items():
+            setattr(self, name, value)
+        self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, **self.settings)
+        return nn.Conv2d._conv_forward(self, x, weight, bias)
 
     def folded(self, threshold: float = THRESHOLD) -> nn.Conv2d:
         """The ordinary layer of the kept weights."""
