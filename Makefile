@@ -5,6 +5,7 @@
 # make results-images  the same for the MNIST and Fashion-MNIST table and figures; two hours on two cores
 # make results-resnet  the same for ResNet20 on CIFAR10; two and a half hours on two cores
 #                 CHECKPOINT=FILE: from the authors' dense checkpoint, as the committed results
+# make results-sbp  the same for structured Bayesian pruning on MNIST; two hours on two cores
 # make bench      time the programs against plain loops, results/benchmarks.csv
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 RUN := $(VENV)/.requirements
 DEV := $(VENV)/.requirements-dev
 
-.PHONY: demo test test-fast results results-images figures-images results-resnet bench lint clean
+.PHONY: demo test test-fast results results-images figures-images results-resnet results-sbp bench lint clean
 
 demo: $(RUN)
 	$(VENV)/bin/python lr_simulation.py -resume 1
@@ -107,6 +108,35 @@ results-resnet: $(RUN)
 	    $(VENV)/bin/python -m experiment.compare $$name runs/$$name || exit 1; \
 	done
 	$(VENV)/bin/python -m figures.sparse_resnet figures/sparse_resnet.png $(addprefix $(TABLE3)/,sa em sghmc)
+
+# the reduced schedules of the structured pruning results
+SBP := $(VENV)/bin/python sbp_cnn.py -resume 1
+FC := $(SBP) -model lenet-fc
+FIVE := $(SBP) -model lenet5 -amp 1
+TUNED := -noise_lr 10 -kl_weight 5 -threshold_sweep 40
+HELD_OUT := $(FC) -val 0.1 -pretrained runs/sbp_validation/fc_dense -sn 40
+
+results-sbp: $(RUN)
+	$(FC) -c dense -sn 60 -seeds 3 -out runs/sbp/fc_dense
+	$(FC) -pretrained runs/sbp/fc_dense -c sbp -sn 200 -threshold_sweep 40 -out runs/sbp/fc_sbp_1
+	for seed in 1 2 3; do \
+	    $(FC) -pretrained runs/sbp/fc_dense -c sbp $(TUNED) -sn 60 -seed $$seed -out runs/sbp/fc_sbp_tuned_$$seed || exit 1; \
+	done
+	$(FC) -pretrained runs/sbp/fc_dense -c ssl -sn 60 -out runs/sbp/fc_ssl_1
+	$(FC) -pretrained runs/sbp/fc_dense -c sparsevd -sn 20 -out runs/sbp/fc_sparsevd_1
+	$(SBP) -model lenet5 -c dense -sn 40 -out runs/sbp/l5_dense
+	$(FIVE) -pretrained runs/sbp/l5_dense -c sbpa -sn 40 -noise_lr 10 -threshold_sweep 40 -out runs/sbp/l5_sbpa_1
+	$(FIVE) -pretrained runs/sbp/l5_dense -c sbpa $(TUNED) -sn 30 -out runs/sbp/l5_sbpa_tuned_1
+	$(FIVE) -pretrained runs/sbp/l5_dense -c ssl -sn 15 -out runs/sbp/l5_ssl_1
+	$(FIVE) -pretrained runs/sbp/l5_dense -c sparsevd -sn 12 -out runs/sbp/l5_sparsevd_1
+	$(FC) -val 0.1 -c dense -sn 30 -out runs/sbp_validation/fc_dense
+	$(HELD_OUT) -c sbp -noise_lr 10 -out runs/sbp_validation/fc_sbp_noise10
+	$(HELD_OUT) -c sbp -noise_lr 10 -kl_weight 5 -out runs/sbp_validation/fc_sbp_noise10_kl5
+	$(VENV)/bin/python -m experiment.compare sbp_mnist runs/sbp
+	$(VENV)/bin/python -m experiment.compare sbp_validation runs/sbp_validation
+	$(VENV)/bin/python -m figures.structured_pruning threshold figures/sbp_threshold.png runs/sbp/fc_sbp_1 runs/sbp/fc_sbp_tuned_1 runs/sbp/l5_sbpa_1
+	$(VENV)/bin/python -m figures.structured_pruning units figures/sbp_units.png runs/sbp/fc_sbp_tuned_1 runs/sbp/l5_sbpa_tuned_1
+	$(VENV)/bin/python -m figures.structured_pruning curves figures/sbp_curves.png runs/sbp
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -23,19 +23,11 @@ from .classifier import METRICS
 from .report import PUBLISHED, formatted, over_seeds
 from .run import write_csv
 
-BY = [
-    "data",
-    "aug",
-    "model",
-    "scale",
-    "pruning",
-    "target",
-    "sn",
-    "milestones",
-    "method",
-]  # as far as the runs have them
-# of args.json, likewise
-SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT", "kl_weight", "finetune"]
+# of table.csv and of args.json, as far as the runs have them
+BY = ["data", "aug", "model", "scale", "pruning", "target"]
+BY += ["sn", "milestones", "noise_lr", "kl_weight", "method"]
+SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT"]
+SETTINGS += ["noise_lr", "kl_weight", "finetune"]
 METHODS = ["dense", "sa", "em", "sghmc", "dropout", "vanilla", "sbp", "sbpa", "ssl", "sparsevd"]  # in this order
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 
