@@ -75,6 +75,8 @@ class Shrinking(Classifier):
         self.penalty = 0.0  # of the last step
 
     def progress(self) -> dict[str, float]:
+        if not self.method.scores():  # nothing goes
+            return {}
         left = self.method.removal(self.threshold).units(allow_empty=True)
         return {"penalty": self.penalty} | {f"units_{name}": count for name, count in left.items()}
 
