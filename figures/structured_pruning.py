@@ -3,7 +3,7 @@
 Reads runs of sbp_cnn.py, and those of single seeds inside the folders.
 
 threshold: sweep.csv (-threshold_sweep), accuracy and units of the network cut at every SNR.
-units: units.csv, the SNR of every unit, layer by layer; of pixels as a picture.
+units: units.csv of -c sbp and sbpa, the SNR of every unit, layer by layer; of pixels as a picture.
 curves: metrics.csv, the units that are left over the epochs.
 """
 
@@ -33,11 +33,14 @@ def found(runs: list[Path], name: str) -> dict[Path, dict]:
 
 
 def title(args: dict) -> str:
-    return f"{NAMES[args['model']]} on {TITLES.get(args['data'], args['data'])}, {METHODS[args['c']]}"
+    name = f"{NAMES[args['model']]} on {TITLES.get(args['data'], args['data'])}, {METHODS[args['c']]}"
+    settings = {"KL": args["kl_weight"], "noise step": args["noise_lr"]}
+    changed = [f"{what} x {value:g}" for what, value in settings.items() if value != 1]
+    return "\n".join([name, *([", ".join(changed)] if changed else [])])
 
 
-def whole_numbers(ax) -> None:
-    """Label a logarithmic axis by 20 and 50, not by powers."""
+def plain_numbers(ax) -> None:
+    """Label a logarithmic axis by 20 and 50, not by powers of 10."""
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -56,7 +59,7 @@ def threshold(runs: list[Path], file: Path) -> Path:
         for name in [name for name in table if name.startswith(PREFIX)]:
             right.plot(table["threshold"], table[name], linewidth=1, alpha=0.8, label=name.removeprefix(PREFIX))
         right.set(yscale="log", ylabel="units left (coloured)")
-        whole_numbers(right)
+        plain_numbers(right)
         right.spines["right"].set_visible(True)
         right.legend(loc="lower left")
     figure.savefig(file)
@@ -66,8 +69,8 @@ def threshold(runs: list[Path], file: Path) -> Path:
 
 def units(runs: list[Path], file: Path) -> Path:
     """SNR of every unit; a row per run."""
-    tables = {folder: pd.read_csv(folder / "units.csv") for folder in found(runs, "units.csv")}
-    flags = found(runs, "units.csv")
+    flags = {folder: args for folder, args in found(runs, "units.csv").items() if args["c"] in ("sbp", "sbpa")}
+    tables = {folder: pd.read_csv(folder / "units.csv") for folder in flags}
     panels = {folder: list(table.groupby(["layer", "side"], sort=False)) for folder, table in tables.items()}
     columns = min(7, max(map(len, panels.values())))
     rows = [(folder, group[i : i + columns]) for folder, group in panels.items() for i in range(0, len(group), columns)]
@@ -80,7 +83,8 @@ def units(runs: list[Path], file: Path) -> Path:
         for ax, ((layer, side), table) in zip(line, group, strict=False):
             kept = f"{int(table['kept'].sum())} of {len(table)}"
             side_length = math.isqrt(len(table))
-            if (layer, side) == ("fc1", "inputs") and layer == first_layer(tables[folder]):
+            pixels = (layer, side) == (tables[folder]["layer"].iloc[0], "inputs")
+            if pixels and side_length**2 == len(table):
                 picture = np.log10(table["score"].to_numpy()).reshape(side_length, side_length)
                 shown = ax.imshow(picture, cmap="viridis", vmin=-1)
                 figure.colorbar(shown, ax=ax, shrink=0.8, label="log10 SNR")
@@ -88,15 +92,12 @@ def units(runs: list[Path], file: Path) -> Path:
                 continue
             score = np.sort(table["score"].to_numpy())[::-1]
             ax.semilogy(np.arange(1, len(score) + 1), score, ".", markersize=3, color="#0072B2")
+            plain_numbers(ax)
             ax.axhline(args["snr"], color="0.6", linewidth=0.8, linestyle="--")
             ax.set(title=f"{layer} {side}, {kept}", xlabel="unit, by its SNR")
     figure.savefig(file)
     plt.close(figure)
     return file
-
-
-def first_layer(table: pd.DataFrame) -> str:
-    return table["layer"].iloc[0]
 
 
 def curves(runs: list[Path], file: Path) -> Path:
@@ -117,7 +118,7 @@ def curves(runs: list[Path], file: Path) -> Path:
                 label = name.removeprefix(PREFIX) if first else None
                 ax.plot(table["epoch"], table[name], color=f"C{i % 10}", linewidth=1, label=label)
         ax.set(title=kind, xlabel="epoch", ylabel="units left", yscale="log")
-        whole_numbers(ax)
+        plain_numbers(ax)
         ax.legend(ncols=2 if len(names) > 4 else 1, fontsize=7)
     figure.savefig(file)
     plt.close(figure)
