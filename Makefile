@@ -123,10 +123,11 @@ results-sbp: $(RUN)
 	    $(FC) -pretrained runs/sbp/fc_dense -c sbp $(TUNED) -sn 60 -seed $$seed -out runs/sbp/fc_sbp_tuned_$$seed || exit 1; \
 	done
 	$(FC) -pretrained runs/sbp/fc_dense -c ssl -sn 60 -out runs/sbp/fc_ssl_1
-	$(FC) -pretrained runs/sbp/fc_dense -c sparsevd -sn 20 -out runs/sbp/fc_sparsevd_1
+	$(FC) -pretrained runs/sbp/fc_dense -c sparsevd -sn 10 -out runs/sbp/fc_sparsevd_1
 	$(SBP) -model lenet5 -c dense -sn 40 -out runs/sbp/l5_dense
 	$(FIVE) -pretrained runs/sbp/l5_dense -c sbpa -sn 40 -noise_lr 10 -threshold_sweep 40 -out runs/sbp/l5_sbpa_1
 	$(FIVE) -pretrained runs/sbp/l5_dense -c sbpa $(TUNED) -sn 30 -out runs/sbp/l5_sbpa_tuned_1
+	$(FIVE) -pretrained runs/sbp/l5_dense -c sbpa $(TUNED) -sn 30 -finetune 15 -out runs/sbp/l5_sbpa_tuned_ft_1
 	$(FIVE) -pretrained runs/sbp/l5_dense -c ssl -sn 15 -out runs/sbp/l5_ssl_1
 	$(FIVE) -pretrained runs/sbp/l5_dense -c sparsevd -sn 12 -out runs/sbp/l5_sparsevd_1
 	$(FC) -val 0.1 -c dense -sn 30 -out runs/sbp_validation/fc_dense

@@ -81,20 +81,21 @@ def speed_ups(dense: nn.Module, small: nn.Module, shape: tuple[int, int, int], d
     dense, small: in evaluation mode, batch norm folded in both. The two take turns. ONNX columns are None where
     onnxruntime is not installed.
     """
-    dense, small = copy.deepcopy(dense).cpu(), copy.deepcopy(small).cpu()
+    layout = torch.channels_last  # the fastest, of both
+    dense, small = (copy.deepcopy(net).cpu().to(memory_format=layout) for net in (dense, small))
     sessions = _sessions(dense, small, shape)
     row = {}
     with torch.no_grad():
         for batch in BATCHES:
-            x = torch.rand(batch, *shape)
+            x = torch.rand(batch, *shape).contiguous(memory_format=layout)
             row[f"speedup_cpu_{batch}"] = _speed_up(lambda x=x: dense(x), lambda x=x: small(x), lambda: None)
-            feed = {"images": x.numpy()}
+            feed = {"images": x.contiguous().numpy()}
             runs = [lambda s=session, feed=feed: s.run(None, feed) for session in sessions]
             row[f"speedup_onnx_{batch}"] = _speed_up(*runs, lambda: None) if runs else None
         if device.type == "cuda":
             big, little = copy.deepcopy(dense).to(device), copy.deepcopy(small).to(device)
             for batch in BATCHES:
-                x = torch.rand(batch, *shape, device=device)
+                x = torch.rand(batch, *shape, device=device).contiguous(memory_format=layout)
                 calls = (lambda x=x: big(x)), (lambda x=x: little(x))
                 row[f"speedup_gpu_{batch}"] = _speed_up(*calls, lambda: torch.cuda.synchronize(device))
     return row

@@ -30,12 +30,18 @@ def test_the_flags_of_every_command_exist(command):
     assert all(name in vars(args) for name in given)
 
 
-def test_the_example_runs():
-    example = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+def printed_by(example: str) -> str:
     run = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    sparsity = float(re.search(r"tensor\((.*)\)", run.stdout).group(1))
+    return run.stdout
+
+
+def test_the_examples_run():
+    sampler, noise = re.findall(r"```python\n(.*?)```", README, re.S)
+    sparsity = float(re.search(r"tensor\((.*)\)", printed_by(sampler)).group(1))
     assert 0.42 < sparsity < 0.44  # 0.5 (1 - 0.99^200)
+    hidden = int(re.search(r"in_features=(\d+), out_features=3", printed_by(noise)).group(1))
+    assert hidden < 50
 
 
 def test_every_link_leads_somewhere():
