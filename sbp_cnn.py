@@ -119,7 +119,9 @@ class Chain(Shrinking):
             method,
             dense or net,
             recipe(args),
-            torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, betas=(args.beta1, 0.999)),
+            torch.optim.Adam(
+                [group for group in groups if group["params"]], lr=args.lr, betas=(args.beta1, 0.999), fused=True
+            ),
             generators,
             threshold=threshold(args),
             allow_empty=bool(args.allow_empty),

@@ -65,10 +65,20 @@ def kl(mu: Tensor, log_sigma: Tensor) -> Tensor:
 
     In closed form, with alpha = (a - mu) / sigma, beta = (b - mu) / sigma, Z = Phi(beta) -
     Phi(alpha): log(b - a) - log(sigma Z sqrt(2 pi e)) - (alpha phi(alpha) - beta phi(beta)) / (2 Z).
+
+    Its derivatives are moments of the energy e = (log theta - mu)^2 / (2 sigma^2): d / d mu = -Cov(e, log theta) /
+    sigma^2 and d / d log sigma = -2 Var(e).
     """
-    _, _, energy, weight = _law(mu, log_sigma)
-    mass = weight.sum(-1)
-    return math.log(B - A) - log_sigma - mass.log() - (weight * energy).sum(-1) / mass
+    with torch.no_grad():
+        _, v, energy, weight = _law(mu, log_sigma)
+        mass = weight.sum(-1)
+        weight = weight / mass[..., None]
+        mean = (weight * energy).sum(-1)
+        value = math.log(B - A) - log_sigma - mass.log() - mean
+        weighted = weight * (energy - mean[..., None])
+        d_mu = -(weighted * v).sum(-1) / log_sigma.exp()
+        d_log_sigma = -2 * (weighted * energy).sum(-1)
+    return value + d_mu * (mu - mu.detach()) + d_log_sigma * (log_sigma - log_sigma.detach())
 
 
 def _relative_moments(mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +124,9 @@ def sample(mu: Tensor, log_sigma: Tensor, u: Tensor) -> Tensor:
         v = torch.where(lower < upper, torch.special.ndtri(lower), -torch.special.ndtri(upper))
         v = torch.minimum(torch.maximum(v, alpha), beta)
         tail = beta < TAIL
-        below = torch.where(tail, _tail(beta.clamp(max=TAIL), u), beta - v)  # beta - v
+        below = beta - v
+        if mu.is_cuda or bool(tail.any()):  # asking would make a GPU wait
+            below = torch.where(tail, _tail(beta.clamp(max=TAIL), u), below)
         v = torch.where(tail, beta - below, v)
         log_theta = torch.where(tail, B - sigma * below, mu + sigma * v).clamp(A, B)
         r_a = (1 - u) * (0.5 * (v - alpha) * (v + alpha)).exp()

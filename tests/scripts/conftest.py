@@ -88,9 +88,9 @@ def start(tested, in_process, tmp_path):
 
 @pytest.fixture
 def interrupted(tested, start, monkeypatch):
-    """interrupted(*flags, at): the same, interrupted by the user in the iteration `at` of this piece."""
+    """interrupted(*flags, at, out, resume): the same, interrupted by the user in the iteration `at` of this piece."""
 
-    def run(*flags, at: int, out: str = "pieces"):
+    def run(*flags, at: int, out: str = "pieces", resume: int = 1):
         calls = itertools.count(1)
 
         def potential(logits, y):
@@ -100,7 +100,7 @@ def interrupted(tested, start, monkeypatch):
 
         with monkeypatch.context() as stopping:
             stopping.setattr(tested, "cross_entropy", potential)
-            result = start(*flags, "-save_every", 0, "-resume", 1, out=out, code=130)
+            result = start(*flags, "-save_every", 0, "-resume", resume, out=out, code=130)
         assert not (result / "summary.json").exists() and result.stdout == ""
         return result
 
@@ -183,26 +183,42 @@ def two_processes(request, torchrun):
     return run
 
 
+SLOW_DISK = """
+import itertools, sys, time
+sys.path.insert(0, {root!r})
+import {module}
+from experiment import options, run, shrunk
+
+replace = run.replace_file
+shrunk.SECONDS, shrunk._sessions = 1e-3, lambda *networks: []  # no time for timings
+
+def slow(path, write):
+    time.sleep(path.name in {names!r})
+    replace(path, write)
+
+run.replace_file = slow
+for same, flags in itertools.groupby(sys.argv[1:], lambda flag: flag == "then"):
+    if not same:
+        sys.argv = ["{module}.py", *flags]
+        try:
+            options.run_script({module}.main)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+"""
+
+
 @pytest.fixture
 def slow_disk(request, tmp_path):
-    """slow_disk(*names): a program that is the script, but takes two seconds to write each of these files."""
+    """slow_disk(*names): a program that is the script, but takes a second more to write each of these files.
+
+    Its arguments may be several command lines with "then" between them.
+    """
 
     def make(*names: str) -> Path:
         module = request.module.SCRIPT.removesuffix(".py")
-        program = tmp_path / "slow_disk.py"
-        program.write_text(
-            "import sys, time\n"
-            f"sys.path.insert(0, {str(ROOT)!r})\n"
-            f"import {module}\n"
-            "from experiment import options, run\n"
-            "replace = run.replace_file\n"
-            "def slow(path, write):\n"
-            f"    time.sleep(2 * (path.name in {names!r}))\n"
-            "    replace(path, write)\n"
-            "run.replace_file = slow\n"
-            f"options.run_script({module}.main)\n"
-        )
-        return program
+        (tmp_path / "slow_disk.py").write_text(SLOW_DISK.format(root=str(ROOT), module=module, names=names))
+        return tmp_path / "slow_disk.py"
 
     return make
 

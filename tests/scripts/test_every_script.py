@@ -6,11 +6,12 @@ import bayes_cnn
 import lr_simulation
 import posterior_cnn
 import sa_convergence
+import sbp_cnn
 import uci_run
 
 
 @pytest.mark.parametrize(
-    "module", [lr_simulation, uci_run, posterior_cnn, bayes_cnn, sa_convergence], ids=lambda m: m.__name__
+    "module", [lr_simulation, uci_run, posterior_cnn, bayes_cnn, sbp_cnn, sa_convergence], ids=lambda m: m.__name__
 )
 def test_every_flag_is_explained(module, capsys):
     parser, _ = module.parse([])
