@@ -29,8 +29,8 @@ from experiment import device, distributed, options, report, shrunk
 from experiment.board import Board, summary_writer
 from experiment.compressed import check_export
 from experiment.pretrained import load_pretrained, of_seed
-from experiment.run import NOT_IDENTITY, Diverged, Run, write_csv
-from experiment.seeds import fit, fit_seeds, split, table_of
+from experiment.run import NOT_IDENTITY, Diverged, Run, RunError, write_csv
+from experiment.seeds import fit, fit_seeds, folders, split, table_of
 from experiment.shrinking import Shrinking
 from experiment.structured import SBP, SSL, Dense, SparseVD
 from experiment.training import train
@@ -107,10 +107,11 @@ class Chain(Shrinking):
         generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
         method = attached(args, net, generators["noise"])
         noise = method.noise_parameters()
-        others = [p for p in net.parameters() if not any(p is q for q in noise)]
+        others = {name: p for name, p in net.named_parameters() if not any(p is q for q in noise)}
+        decays = {name for name, p in others.items() if p.ndim > 1 and not name.endswith("log_sigma2")}
         groups = [
-            {"params": [p for p in others if p.ndim > 1], "scale": 1.0, "l2": args.l2},
-            {"params": [p for p in others if p.ndim == 1], "scale": 1.0, "l2": 0.0},
+            {"params": [p for name, p in others.items() if name in decays], "scale": 1.0, "l2": args.l2},
+            {"params": [p for name, p in others.items() if name not in decays], "scale": 1.0, "l2": 0.0},
             {"params": noise, "scale": args.noise_lr, "l2": 0.0},
         ]
         super().__init__(
@@ -179,11 +180,15 @@ def dense_network(args: Namespace, data: ImageData, seed: int, run: Run) -> nn.S
         return net
     settings = published(args.model, "dense", args.dense_sn)
     changed = {name: settings[name] for name in ("lr", "l2", "decay")} | {"c": "dense", "sn": args.dense_sn}
-    changed |= {"finetune": 0, "threshold_sweep": 0}
+    changed |= {"finetune": 0, "threshold_sweep": 0, "save": 1}
     args, part = Namespace(**(vars(args) | changed)), run.part("dense", **changed)
     if not (args.resume and part.finished) and (diverged := fit_chain(args, data, seed, part)):
         raise Diverged(diverged)
-    load_pretrained(net, part.folder)
+    distributed.barrier()  # process 0 has written it
+    try:
+        load_pretrained(net, part.folder)
+    except ValueError as error:
+        raise RunError(f"the plain network in {part.folder} is damaged; start again without -resume") from error
     return net
 
 
@@ -339,6 +344,9 @@ def main() -> int:
         if args.export:
             check_export(Path(args.export))
         run = Run("sbp_cnn", folder_name(parser, args), vars(args))
+    for place in folders(args, Path(".")).values() if not args.resume else ():
+        for part in ("dense", "finetune"):
+            run.discard(place / part)
 
     def fit_one(seed: int, each: Run) -> str:
         return fit_chain(args, split(args, data, seed), seed, each)

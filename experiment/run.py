@@ -170,6 +170,11 @@ class Run:
         """A run folder inside this one, for one of several data sets or seeds, or with some flags changed."""
         return Run("", "", {**self._given, **changed, "out": self.folder / name})
 
+    def discard(self, name: str | Path) -> None:
+        """Remove the results and the checkpoint of an earlier part."""
+        for file in FILES if self.writes else ():
+            (self.folder / name / file).unlink(missing_ok=True)
+
     @property
     def finished(self) -> bool:
         return (self.folder / "summary.json").exists()

@@ -100,7 +100,8 @@ def load_optimizer_state(net: nn.Module, optimizer: Optimizer, state: Mapping[st
     for full, x in state.items():
         name, _, key = full.rpartition(".")
         p = params[name]
-        optimizer.state[p][key] = x if x.ndim == 0 else x.to(p.device)  # Adam counts its steps on the CPU
+        # in the parameter's memory layout; Adam counts its steps on the CPU
+        optimizer.state[p][key] = x if x.ndim == 0 else torch.empty_like(p).copy_(x)
 
 
 def random_state(generators: Mapping[str, torch.Generator], device: torch.device) -> dict[str, Tensor]:

@@ -193,7 +193,7 @@ replace = run.replace_file
 shrunk.SECONDS, shrunk._sessions = 1e-3, lambda *networks: []  # no time for timings
 
 def slow(path, write):
-    time.sleep(path.name in {names!r})
+    time.sleep(0.5 * (path.name in {names!r}))
     replace(path, write)
 
 run.replace_file = slow
@@ -210,7 +210,7 @@ for same, flags in itertools.groupby(sys.argv[1:], lambda flag: flag == "then"):
 
 @pytest.fixture
 def slow_disk(request, tmp_path):
-    """slow_disk(*names): a program that is the script, but takes a second more to write each of these files.
+    """slow_disk(*names): a program that is the script, but takes half a second more to write each of these files.
 
     Its arguments may be several command lines with "then" between them.
     """
