@@ -370,7 +370,7 @@ def folder_name(parser: options.Parser, args: Namespace) -> str:
     several = f"_seeds{args.seeds}" if args.seeds > 1 else ""
     stem = f"{args.c}_{args.data}_{args.model}_seed{args.seed}{several}"
     short = Namespace(**(vars(args) | {"pretrained": args.pretrained and Path(args.pretrained).stem}))
-    ignore = (*NOT_IDENTITY, "data", "model", "c", "seed", "seeds", "pretrained")
+    ignore = (*NOT_IDENTITY, "data", "model", "c", "seed", "seeds")
     return "_".join(filter(None, [stem, parser.changed(short, ignore)]))
 
 
