@@ -114,15 +114,19 @@ class Chain(Shrinking):
             {"params": [p for name, p in others.items() if name not in decays], "scale": 1.0, "l2": 0.0},
             {"params": noise, "scale": args.noise_lr, "l2": 0.0},
         ]
+        adam = torch.optim.Adam(
+            [group for group in groups if group["params"]],
+            lr=args.lr,
+            betas=(args.beta1, 0.999),
+            fused=data.train.y.device.type == "cpu",  # on a GPU it wants its step counts there, after a resume too
+        )
         super().__init__(
             f"{args.data} {args.model} {args.c} seed {seed}",
             data,
             method,
             dense or net,
             recipe(args),
-            torch.optim.Adam(
-                [group for group in groups if group["params"]], lr=args.lr, betas=(args.beta1, 0.999), fused=True
-            ),
+            adam,
             generators,
             threshold=threshold(args),
             allow_empty=bool(args.allow_empty),

@@ -134,7 +134,7 @@ class SparseVD(Dense):
         return {(name, dim): -log_alpha[name].transpose(0, dim).flatten(1).amin(1) for name, dim in sites(self.shapes)}
 
     def plain(self) -> nn.Sequential:
-        net = copy.deepcopy(self.net).eval()
+        net = super().plain()
         variational_dropout.fold_sparse_vd(net, -self.threshold)
         return net
 
