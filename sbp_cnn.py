@@ -46,7 +46,7 @@ NOISY = {  # sites of the noise: outputs (0), before the bias, or inputs (1) of 
     "lenet5": (("conv1", 0), ("conv2", 0), ("fc1", 1), ("fc1", 0)),
     "vgglike": (*((f"conv{i + 1}", 0) for i in range(CONVOLUTIONS)), ("fc1", 1), ("fc2", 1)),
 }
-SBPA = (10.0, 10.0, 5.0, 5.0)  # weights of the KL of the first layers
+SBPA = [10.0, 10.0, 5.0, 5.0]  # weights of the KL of the first layers
 METHODS = ("sbp", "sbpa", "sparsevd", "ssl", "dense")
 DATA = (*images.NAMES, "mnist-random", "cifar10-random")
 VGG = Recipe(padding=2, flip=True, brightness=63 / 255, contrast=(0.2, 1.8), standardise=True)
@@ -63,7 +63,7 @@ def published(model: str, c: str, sn: int | None) -> dict:
     if c == "dense":
         values |= {"sn": values["dense_sn"], "lr": 1e-3, "l2": 1.0 if model == "vgglike" else 0.0}
         flat = 1 / 2
-    return values | {"decay": round(flat * (sn or values["sn"]))}
+    return values | {"decay": round(flat * (sn or values["sn"])), "kl_layers": SBPA if c == "sbpa" else []}
 
 
 def recipe(args: Namespace) -> Recipe:
@@ -84,8 +84,8 @@ def network(args: Namespace, data: ImageData) -> nn.Sequential:
 
 def attached(args: Namespace, net: nn.Sequential, generator: torch.Generator) -> Dense:
     """The method of -c on the network."""
-    sbp = partial(SBP, noisy=NOISY[args.model])
-    methods = {"sbp": sbp, "sbpa": partial(sbp, weights=SBPA), "sparsevd": SparseVD, "ssl": SSL, "dense": Dense}
+    sbp = partial(SBP, noisy=NOISY[args.model], weights=tuple(args.kl_layers))
+    methods = {"sbp": sbp, "sbpa": sbp, "sparsevd": SparseVD, "ssl": SSL, "dense": Dense}
     return methods[args.c](net, generator)
 
 
@@ -245,6 +245,8 @@ def parse(argv: list[str] | None = None):
     group = parser.add_argument_group("pruning")
     about = "weight of the method's penalty (KL or group lasso) beside N x cross entropy"
     group.add_argument("-kl_weight", type=options.non_negative, default=1.0, help=about)
+    about = "sbp: weights of the KL of the first layers with noise, the others have 1; default none, sbpa 10 10 5 5"
+    group.add_argument("-kl_layers", type=options.non_negative, nargs="*", default=None, metavar="W", help=about)
     group.add_argument("-warmup", type=options.whole, default=0, help="epochs over which that weight grows from 0")
     group.add_argument("-snr", type=options.non_negative, default=1.0, help="sbp: units with a smaller SNR are removed")
     about = "-c sbp: also cut at so many steps of SNR from 0 to 2"
@@ -333,6 +335,8 @@ def main() -> int:
         distributed.share(torch.arange(args.train), args.train)  # checks -train
         if args.threshold_sweep and args.c not in ("sbp", "sbpa"):
             raise ValueError(f"argument -threshold_sweep: is of the SNR, which -c {args.c} does not have")
+        if len(args.kl_layers) > (sites := len(NOISY[args.model]) if args.c in ("sbp", "sbpa") else 0):
+            raise ValueError(f"argument -kl_layers: {len(args.kl_layers)} weights, but {sites} layers have noise")
         if args.decay > args.sn:
             raise ValueError(f"argument -decay: {args.decay} is after the last of {args.sn} epochs")
         data = load_data(args)
