@@ -173,6 +173,41 @@ def add_adaptation_options(parser: Parser, *, dc: float, da: float, dalpha: floa
     group.add_argument("-dalpha", type=exponent, default=dalpha, help="decay exponent of omega_k")
 
 
+def add_em_options(parser: Parser, *, lr: str, temperature: str, cycles: int) -> argparse._ArgumentGroup:
+    """-lr -momentum -eta -temperature -cycles: the preconditioned sampler; lr, temperature: defaults, in words."""
+    group = parser.add_argument_group("sampler")
+    group.add_argument("-lr", type=positive, default=None, help=f"c^2, step size at a cycle's start; default {lr}")
+    group.add_argument("-momentum", type=fraction, default=0.1, help="beta0, 1 - friction")
+    group.add_argument("-eta", type=non_negative, default=0.1, help="step size of rho, the preconditioner's")
+    about = f"T, of the sampler's noise; default {temperature}"
+    group.add_argument("-temperature", type=non_negative, default=None, help=about)
+    group.add_argument("-cycles", type=count, default=cycles, help="cosine cycles of the step size")
+    return group
+
+
+def add_group_options(
+    parser: Parser, *, eps0: float, eps1: float | None, soft: float | None, hard: float, warmup: int | None
+) -> argparse._ArgumentGroup:
+    """-dense -eps0 -eps1 -soft -hard -warmup: the spike-and-slab prior on groups; None: a default that depends."""
+    group = parser.add_argument_group("spike-and-slab group prior")
+    group.add_argument("-dense", type=switch, default=0, help="1: no EM step, no pruning")
+    group.add_argument("-eps0", type=positive, default=eps0, help="weight decay of groups in the spike")
+    group.add_argument("-eps1", type=positive, default=eps1, help="weight decay of all others")
+    group.add_argument("-soft", type=non_negative, default=soft, help="groups of smaller mean square are in the spike")
+    group.add_argument("-hard", type=non_negative, default=hard, help="threshold of pruning, for good")
+    default = "" if warmup is not None else "; default a quarter of all"
+    group.add_argument("-warmup", type=whole, default=warmup, help=f"epochs before the first EM step{default}")
+    return group
+
+
+def check_warmup(args: argparse.Namespace, epochs: int) -> None:
+    """Raise ValueError where a run would never prune, or has fewer epochs than cycles."""
+    if not args.dense and args.warmup >= epochs:
+        raise ValueError(f"argument -warmup: {args.warmup} of {epochs} epochs; the run would never prune")
+    if args.cycles > epochs:
+        raise ValueError(f"argument -cycles: {args.cycles} are more than the {epochs} epochs")
+
+
 def run_script(main: Callable[[], int]) -> None:
     """Run a script's main and exit: 0 done, 2 bad input, 3 diverged, 130 interrupted."""
     try:

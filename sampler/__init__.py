@@ -4,9 +4,21 @@ Nothing in this package knows a model or a data set: samplers take parameters an
 take the tensors they are placed on.
 """
 
+from .group_spike_slab import GroupSpikeSlab
 from .magnitude_pruning import MagnitudePruner, Mask
 from .noise import ChainNoise, FlatNoise
+from .preconditioned import PreconditionedSGHMC
 from .sgmcmc import SGHMC, SGLD
 from .spike_slab import SSGLPrior
 
-__all__ = ["SGHMC", "SGLD", "ChainNoise", "FlatNoise", "MagnitudePruner", "Mask", "SSGLPrior"]
+__all__ = [
+    "SGHMC",
+    "SGLD",
+    "ChainNoise",
+    "FlatNoise",
+    "GroupSpikeSlab",
+    "MagnitudePruner",
+    "Mask",
+    "PreconditionedSGHMC",
+    "SSGLPrior",
+]

@@ -70,21 +70,30 @@ class ChainNoise:
     generators: one CPU torch.Generator per group.
     block: number of steps that are drawn at a time.
 
+    `used` may say how many of its values, from the first one on, each group needs: the others are zero, and are not
+    drawn. So a group whose network has been padded to the size of its neighbours' gets the numbers it would get alone.
+
     The result for a parameter of shape (group, cell, *shape) has shape (group, 1, *shape).
     """
 
     def __init__(self, generators: Sequence[torch.Generator], block: int = 1):
         self.generators = list(generators)
         self.block = block
+        self.used: list[int] | None = None
         self._buffer: Tensor | None = None  # (group, block, numel)
         self._used = block
         self._start: Tensor | None = None  # generator states from which the buffer was drawn
 
     def draw(self, steps: int, numel: int) -> Tensor:
         """Fresh normals for `steps` steps of `numel` values: (group, steps, numel)."""
-        buffer = torch.empty(len(self.generators), steps, numel)
-        for row, generator in zip(buffer, self.generators, strict=True):
-            torch.randn((steps, numel), generator=generator, out=row)
+        if self.used is None:
+            buffer = torch.empty(len(self.generators), steps, numel)
+            for row, generator in zip(buffer, self.generators, strict=True):
+                torch.randn((steps, numel), generator=generator, out=row)
+            return buffer
+        buffer = torch.zeros(len(self.generators), steps, numel)
+        for row, generator, used in zip(buffer, self.generators, self.used, strict=True):
+            row[:, :used] = torch.randn((steps, used), generator=generator)
         return buffer
 
     def __call__(self, params: Sequence[Tensor]) -> list[Tensor]:

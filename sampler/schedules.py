@@ -84,3 +84,8 @@ def annealed(invT: Number, anneal: Number, k: Number) -> Number:
 def sparsity_schedule(target: float, cut: float, gap: float, k: Number) -> Number:
     """s_k = S* (1 - cut^(k / gap)), from 0 towards the target S* (Algorithm 1)."""
     return target * (1 - cut ** (k / gap))
+
+
+def cosine_cycle(lr: float, period: float, k: int) -> float:
+    """Step size lr (1 + cos(pi (t mod P) / P)) / 2 of iteration t = k - 1: from lr towards 0, again in every cycle."""
+    return lr * (1 + math.cos(math.pi * math.fmod(k - 1, period) / period)) / 2

@@ -59,8 +59,8 @@ def check_sghmc(lr: float, momentum: float) -> None:
         )
 
 
-class _Langevin(Optimizer):
-    """What SGLD and SGHMC share: hyperparameters, noise, the walk over parameter groups."""
+class Langevin(Optimizer):
+    """What the samplers share: hyperparameters, noise, the walk over parameter groups."""
 
     def __init__(self, params, defaults: dict, noise: Callable[[Sequence[Tensor]], list[Tensor]] | None):
         super().__init__(params, defaults)
@@ -69,8 +69,7 @@ class _Langevin(Optimizer):
             self._check(group)
 
     def _check(self, group: dict) -> None:
-        if not torch.all(torch.as_tensor(group["invT"]) > 0):
-            raise ValueError(f"invT must be positive, not {group['invT']}")
+        """Raise ValueError where a hyperparameter has no meaning."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -93,7 +92,13 @@ class _Langevin(Optimizer):
             torch._foreach_add_(targets, self.noise(params), alpha=scale)
 
 
-class SGLD(_Langevin):
+def check_invT(invT: Scale) -> None:
+    """Raise ValueError unless the inverse temperature is positive."""
+    if not torch.all(torch.as_tensor(invT) > 0):
+        raise ValueError(f"invT must be positive, not {invT}")
+
+
+class SGLD(Langevin):
     r"""Stochastic gradient Langevin dynamics (Welling and Teh 2011; Eq. 1 of Deng et al. 2019).
 
     .. math:: \beta \leftarrow \beta - \epsilon \nabla U(\beta) + N(0, 2 \epsilon / \tau)
@@ -115,7 +120,7 @@ class SGLD(_Langevin):
         super().__init__(params, {"lr": lr, "invT": invT}, noise)
 
     def _check(self, group: dict) -> None:
-        super()._check(group)
+        check_invT(group["invT"])
         check_sghmc(group["lr"], 0.0)
 
     def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
@@ -123,7 +128,7 @@ class SGLD(_Langevin):
         self._add_noise(params, params, sgld_noise_scale(group["lr"], group["invT"]))
 
 
-class SGHMC(_Langevin):
+class SGHMC(Langevin):
     r"""Stochastic gradient Hamiltonian Monte Carlo (Chen, Fox, Guestrin 2014; Eq. 3 of Deng et al.
     2019), discretised as by Saatci and Wilson (2017).
 
@@ -159,7 +164,7 @@ class SGHMC(_Langevin):
         super().__init__(params, {"lr": lr, "momentum": momentum, "invT": invT}, noise)
 
     def _check(self, group: dict) -> None:
-        super()._check(group)
+        check_invT(group["invT"])
         check_sghmc(group["lr"], group["momentum"])
 
     def velocity(self, p: Tensor) -> Tensor:

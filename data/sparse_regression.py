@@ -1,0 +1,82 @@
+"""Simulated regressions in which a few of very many correlated variables matter (Ke and Fan 2022, Examples 1 to 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+TRAIN, TEST = 10_240, 1_024  # rows
+BOUND = 10.0  # of the normals behind the variables
+
+
+@dataclass(frozen=True)
+class Example:
+    """What y is, given x (rows, p): f(x) + N(0, 1), or, of a classification, 1 where f(x) > 0.
+
+    p: number of variables.  relevant: how many of them, the first ones, f depends on.
+    """
+
+    p: int
+    relevant: int
+    classification: bool
+    f: Callable[[np.ndarray], np.ndarray]  # of the relevant ones, float64
+
+
+def _first(x: np.ndarray) -> np.ndarray:
+    x1, x2, x3, x4, x5 = x.T
+    return np.tanh(2 * np.tanh(2 * x1 - x2)) + 2 * np.tanh(np.tanh(x3 - 2 * x4)) - np.tanh(2 * x5)
+
+
+def _second(x: np.ndarray) -> np.ndarray:
+    x1, x2, x3, x4, x5 = x.T
+    return 5 * x2 / (1 + x1**2) + 5 * np.sin(x3 * x4) + 2 * x5
+
+
+def _third(x: np.ndarray) -> np.ndarray:
+    x1, x2, x3, x4 = x.T
+    return np.exp(x1) + x2**2 + 5 * np.sin(x3 * x4) - 3
+
+
+EXAMPLES = {
+    1: Example(1000, 5, False, _first),
+    2: Example(2000, 5, False, _second),
+    3: Example(1000, 4, True, _third),
+}
+
+
+@dataclass(frozen=True)
+class SparseData:
+    """x (n, p), y (n,), x_test (m, p), y_test (m,), float32; of a classification y is 0 or 1."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def _normals(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Standard normals truncated to [-BOUND, BOUND], float32."""
+    r = rng.standard_normal(shape, dtype=np.float32)
+    while (far := np.abs(r) > BOUND).any():
+        r[far] = rng.standard_normal(int(far.sum()), dtype=np.float32)
+    return r
+
+
+def _rows(example: Example, rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """x_j = (r_0 + r_j) / sqrt 2, so that every two columns have correlation 1/2, and y."""
+    x = (_normals(rng, rows, example.p) + _normals(rng, rows, 1)) / np.sqrt(np.float32(2))
+    f = example.f(x[:, : example.relevant].astype(np.float64))
+    y = f > 0 if example.classification else f + rng.standard_normal(rows)
+    return x, y.astype(np.float32)
+
+
+def simulate(number: int, seed: int, train: int = TRAIN, test: int = TEST) -> SparseData:
+    """One data set of an example, 1 to 3.
+
+    Raises:
+        KeyError: no such example.
+    """
+    example, rng = EXAMPLES[number], np.random.default_rng([seed, number, 0x5E1])
+    return SparseData(*_rows(example, rng, train), *_rows(example, rng, test))
