@@ -190,7 +190,7 @@ class Chains:
 
     @torch.no_grad()
     def norms(self) -> dict[str, Tensor]:
-        """Mean square of the weights that leave an input, (chain): of each relevant one, and the largest of the others."""
+        """Mean square of the weights that leave an input: of every relevant one, the largest of the others, (chain)."""
         size = INPUTS.mean_square(self.first).flatten(1)  # (chain, variables)
         columns = {f"x{j + 1}": size.where(self.columns == j, 0.0).amax(1) for j in range(self.example.relevant)}
         return columns | {"others": size.where(self.columns >= self.example.relevant, 0.0).amax(1)}
