@@ -131,7 +131,7 @@ class Chain(Classifier):
             self.iterations += 1
             self.finite += potential.detach() < torch.inf
         if done >= args.sn - args.average:
-            self.keep_sample()
+            self.keep_sample(weight=self.sampler.param_groups[0]["lr"])
 
     def result(self) -> dict:
         return super().result() | {f"{name}_dense": value for name, value in self.dense.items()}

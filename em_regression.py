@@ -287,7 +287,7 @@ def parse(argv: list[str] | None = None):
     parser.add_argument("-train", type=options.count, default=1024, help="minibatch size")
     parser.add_argument("-restarts", type=options.count, default=1, help="chains per data set; the best by BIC counts")
     parser.add_argument("-record", type=options.count, default=20, help="epochs between rows of metrics.csv")
-    options.add_em_options(parser, lr="0.01, example 3: 0.1", temperature="1/sqrt N", cycles=6)
+    options.add_em_options(parser, lr="0.01, example 3: 0.1", momentum=0.1, temperature="1/sqrt N", cycles=6)
     options.add_group_options(parser, eps0=1e-2, eps1=None, soft=None, hard=1e-3, warmup=50)
     options.add_run_options(parser)
     parser.set_defaults(seeds=10)

@@ -118,7 +118,7 @@ class Chain(Classifier):
             self.finite += potential.detach() < torch.inf
             kept = self.iterations - args.burn * self.batches
             if prior and kept > 0 and kept % args.thin == 0:
-                self.keep_sample()
+                self.keep_sample(weight=self.sampler.param_groups[0]["lr"])
 
 
 def parse(argv: list[str] | None = None):

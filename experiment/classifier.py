@@ -81,10 +81,10 @@ class Classifier:
         self._last: tuple[int, Tensor] | None = None  # iteration, and the predictions of its weights
 
     @torch.no_grad()
-    def keep_sample(self) -> None:
+    def keep_sample(self, weight: float) -> None:
         """The current weights join the posterior average."""
         log_probabilities = self.predict()
-        self.average.update(log_probabilities, weight=self.sampler.param_groups[0]["lr"])
+        self.average.update(log_probabilities, weight=weight)
         self.sample_scores.append(scores(log_probabilities.exp(), self.data.test.y))
         if self.folder is not None:
             save_sample(self.folder, self.average.samples, self.net)

@@ -173,11 +173,13 @@ def add_adaptation_options(parser: Parser, *, dc: float, da: float, dalpha: floa
     group.add_argument("-dalpha", type=exponent, default=dalpha, help="decay exponent of omega_k")
 
 
-def add_em_options(parser: Parser, *, lr: str, temperature: str, cycles: int) -> argparse._ArgumentGroup:
+def add_em_options(
+    parser: Parser, *, lr: str, momentum: float | None, temperature: str, cycles: int
+) -> argparse._ArgumentGroup:
     """-lr -momentum -eta -temperature -cycles: the preconditioned sampler; lr, temperature: defaults, in words."""
     group = parser.add_argument_group("sampler")
     group.add_argument("-lr", type=positive, default=None, help=f"c^2, step size at a cycle's start; default {lr}")
-    group.add_argument("-momentum", type=fraction, default=0.1, help="beta0, 1 - friction")
+    group.add_argument("-momentum", type=fraction, default=momentum, help="beta0, 1 - friction")
     group.add_argument("-eta", type=non_negative, default=0.1, help="step size of rho, the preconditioner's")
     about = f"T, of the sampler's noise; default {temperature}"
     group.add_argument("-temperature", type=non_negative, default=None, help=about)

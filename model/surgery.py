@@ -206,15 +206,30 @@ def emptied(net: nn.Sequential, gone: Removal, shape: tuple[int, ...]) -> nn.Seq
     return nn.Sequential(OrderedDict(constant=Constant(small(image)[0])))
 
 
-def cut_channels(net: nn.Module, shape: tuple[int, ...], gone: dict[str, Tensor]) -> nn.Module:
+def zero_channels(net: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Channels of the convolutions and linear layers whose weights are all zero, by layer: of their outputs, and of
+    their inputs."""
+    layers = {name: m.weight.detach() for name, m in net.named_modules() if isinstance(m, WEIGHTED)}
+    return tuple({name: (w.transpose(0, dim).flatten(1) == 0).all(1) for name, w in layers.items()} for dim in (0, 1))
+
+
+def cut_channels(
+    net: nn.Module,
+    shape: tuple[int, ...],
+    gone: dict[str, Tensor],
+    unread: dict[str, Tensor] | None = None,
+    keep_one: bool = False,
+) -> nn.Module:
     """Any network, a residual one for example, without some output channels, whose outputs are then zero.
 
     Follows the network's graph by torch-pruning. Channels that are added to each other go only where all of them go.
 
-    shape: of an image.  gone: masks of the channels that go, by layer.
+    shape: of an image.  gone: masks of the channels that go, by layer.  unread: masks of input channels that a layer
+    does not read; a channel that no layer reads goes as well, and nothing changes by that.  keep_one: a layer that
+    would lose all its channels keeps the first.
 
     Raises:
-        ValueError: a layer would lose all its channels.
+        ValueError: a layer would lose all its channels, and keep_one is false.
     """
     import torch_pruning
 
@@ -222,16 +237,24 @@ def cut_channels(net: nn.Module, shape: tuple[int, ...], gone: dict[str, Tensor]
     image = torch.zeros(1, *shape, device=next(net.parameters()).device)
     graph = torch_pruning.DependencyGraph().build_dependency(net, example_inputs=image)
     names = {module: name for name, module in net.named_modules()}
+    cuts = []  # all found before the first is made: cutting one renumbers the inputs of layers that concatenate
     for group in graph.get_all_groups(root_module_types=WEIGHTED):
-        masks = [
-            gone.get(names[dep.target.module])
-            for dep, _ in group
-            if isinstance(dep.target.module, WEIGHTED) and graph.is_out_channel_pruning_fn(dep.handler)
-        ]
-        if all(mask is not None for mask in masks):
-            together = torch.stack(masks).all(0)
-            if bool(together.all()):
+        out, read = [], []
+        for dep, index in group:
+            if isinstance(dep.target.module, WEIGHTED):
+                outputs = graph.is_out_channel_pruning_fn(dep.handler)
+                mask = (gone if outputs else unread or {}).get(names[dep.target.module])
+                (out if outputs else read).append(mask if mask is None else mask[list(map(int, index))])
+        together = torch.zeros(len(group[0].idxs), dtype=torch.bool)
+        for masks in (out, read):
+            if masks and all(mask is not None and len(mask) == len(together) for mask in masks):
+                together |= torch.stack(masks).all(0).cpu()
+        if bool(together.all()):
+            if not keep_one:
                 raise ValueError(f"no channel of {names[group[0].dep.target.module]} would be left")
-            if bool(together.any()):
-                group.prune(together.nonzero().squeeze(1).tolist())
+            together[0] = False
+        if bool(together.any()):
+            cuts.append((group, together.nonzero().squeeze(1).tolist()))
+    for group, channels in cuts:
+        group.prune(channels)
     return net
