@@ -64,6 +64,7 @@ class Chains:
             torch.from_numpy(np.stack([getattr(d, name) for d in data])) for name in ("x", "y", "x_test", "y_test")
         )  # (data set, rows, p), (data set, rows)
         self.y, self.y_test = self.y_all[self.of_data], self.y_test[self.of_data]  # (chain, rows)
+        self.floor = torch.tensor([d.floor for d in data])[self.of_data]
         self.observations, p = self.x_all.shape[1:]
         self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
         self.net = ChainMLP([stream(s, "init", r) for s, r in self.keys], 1, p, args.hidden)
@@ -174,7 +175,7 @@ class Chains:
             right = ((output > 0) == (self.y_test > 0)).double().mean(-1)
             columns = {"accuracy": 100 * right, "loss": self.loss(output, self.y_test)}
         else:
-            columns = {"mse": self.loss(output, self.y_test)}
+            columns = {"mse": self.loss(output, self.y_test), "mse_floor": self.floor}
         keep = self.selected()
         kept = sum(mask.flatten(1).sum(1) for mask in self.prior.mask.keep)
         prunable = sum(w[0].numel() for w in self.prior.layers[1:]) + self.x_all.shape[-1] * self.first.shape[-1]
@@ -315,7 +316,8 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
     """Median, best, mean and standard deviation of the test error, means of the rest, over the chosen chains."""
     chosen = table[table["chosen"] == 1]
     numbers = {}
-    for name in ("mse", "accuracy", "loss"):
+    chosen = chosen.assign(mse_over_floor=chosen["mse"] / chosen["mse_floor"]) if "mse" in chosen else chosen
+    for name in ("mse", "mse_over_floor", "accuracy", "loss"):
         if name in chosen:
             best = chosen[name].max() if name == "accuracy" else chosen[name].min()
             numbers |= {f"{name}_median": chosen[name].median(), f"{name}_best": best}

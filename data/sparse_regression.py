@@ -48,12 +48,16 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class SparseData:
-    """x (n, p), y (n,), x_test (m, p), y_test (m,), float32; of a classification y is 0 or 1."""
+    """x (n, p), y (n,), x_test (m, p), y_test (m,), float32; of a classification y is 0 or 1.
+
+    floor: mean loss of f itself on the test part, which no estimate can be expected to beat.
+    """
 
     x: np.ndarray
     y: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
+    floor: float
 
 
 def _normals(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -64,12 +68,13 @@ def _normals(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return r
 
 
-def _rows(example: Example, rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """x_j = (r_0 + r_j) / sqrt 2, so that every two columns have correlation 1/2, and y."""
+def _rows(example: Example, rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """x_j = (r_0 + r_j) / sqrt 2, so that every two columns have correlation 1/2; y; mean squared noise of y."""
     x = (_normals(rng, rows, example.p) + _normals(rng, rows, 1)) / np.sqrt(np.float32(2))
     f = example.f(x[:, : example.relevant].astype(np.float64))
-    y = f > 0 if example.classification else f + rng.standard_normal(rows)
-    return x, y.astype(np.float32)
+    noise = 0 if example.classification else rng.standard_normal(rows)
+    y = f > 0 if example.classification else f + noise
+    return x, y.astype(np.float32), float(np.mean(np.square(noise)))
 
 
 def simulate(number: int, seed: int, train: int = TRAIN, test: int = TEST) -> SparseData:
@@ -79,4 +84,5 @@ def simulate(number: int, seed: int, train: int = TRAIN, test: int = TEST) -> Sp
         KeyError: no such example.
     """
     example, rng = EXAMPLES[number], np.random.default_rng([seed, number, 0x5E1])
-    return SparseData(*_rows(example, rng, train), *_rows(example, rng, test))
+    x, y, _ = _rows(example, rng, train)
+    return SparseData(x, y, *_rows(example, rng, test))
