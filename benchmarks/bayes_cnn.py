@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bayes_cnn import Chain, network, parse
-from benchmarks.plain_loop import PlainLoop, fake
+from benchmarks.plain_loop import PlainLoop, fake, finished
 from benchmarks.record import record
 from data.augment import RECIPES
 from experiment import device
@@ -28,17 +28,6 @@ REPEATS = 4  # batches of one timing of inference
 def flags(*arguments) -> object:
     """Parsed flags that train for as long as one likes, with steps too small to matter."""
     return parse(["-sn", "100000", "-lr", "1e-12", *map(str, arguments)])[1]
-
-
-def finished(program, where: torch.device):
-    """One epoch, until the device has done it."""
-
-    def run() -> None:
-        program.epoch()
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-
-    return run
 
 
 def steps(where: torch.device, batch: int, images: int, amp: int) -> None:

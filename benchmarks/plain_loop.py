@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -14,6 +16,17 @@ def fake(n: int, shape: tuple[int, int, int]) -> ImageData:
     """n training images of random bytes in ten classes, and ten test images."""
     parts = [MemoryImages(torch.randint(256, (k, *shape), dtype=torch.uint8), torch.randint(10, (k,))) for k in (n, 10)]
     return ImageData(tuple("0123456789"), *parts)
+
+
+def finished(program, where: torch.device) -> Callable[[], None]:
+    """One epoch, until the device has done it."""
+
+    def run() -> None:
+        program.epoch()
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+
+    return run
 
 
 class PlainLoop:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.plain_loop import fake
+from benchmarks.plain_loop import fake, finished
 from benchmarks.record import record
 from data.image_sets import ImageData
 from experiment import device
@@ -43,15 +43,8 @@ def steps(model: str, where: torch.device, images: int, *flags) -> None:
     with tempfile.TemporaryDirectory() as folder:
         chains = {method: chain(method, model, data, Path(folder), *flags) for method in ("dense", "sbp")}
 
-        def epoch(method: str):
-            def run() -> None:
-                chains[method].epoch()
-                if where.type == "cuda":
-                    torch.cuda.synchronize(where)
-
-            return run
-
-        seconds = interleaved({method: epoch(method) for method in chains}, rounds=15)
+        runs = {method: finished(each, where) for method, each in chains.items()}
+        seconds = interleaved(runs, rounds=15)
     name = f"sbp_cnn, {' '.join(map(str, (model, *flags)))}, {where.type}"
     record(name, "images/s", {method: images / s for method, s in seconds.items()})
 
