@@ -6,6 +6,7 @@
 # make results-resnet  the same for ResNet20 on CIFAR10; two and a half hours on two cores
 #                 CHECKPOINT=FILE: from the authors' dense checkpoint, as the committed results
 # make results-sbp  the same for structured Bayesian pruning on MNIST; two hours on two cores
+# make results-em  the same for EM-MCMC: simulated regressions, Fashion-MNIST, CIFAR10; three hours on two cores
 # make bench      time the programs against plain loops, results/benchmarks.csv
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV := .venv
 RUN := $(VENV)/.requirements
 DEV := $(VENV)/.requirements-dev
 
-.PHONY: demo test test-fast results results-images figures-images results-resnet results-sbp bench lint clean
+.PHONY: demo test test-fast results results-images figures-images results-resnet results-sbp results-em bench lint clean
 
 demo: $(RUN)
 	$(VENV)/bin/python lr_simulation.py -resume 1
@@ -139,6 +140,26 @@ results-sbp: $(RUN)
 	$(VENV)/bin/python -m figures.structured_pruning threshold figures/sbp_threshold.png runs/sbp/fc_sbp_1 runs/sbp/fc_sbp_tuned_1 runs/sbp/l5_sbpa_1
 	$(VENV)/bin/python -m figures.structured_pruning units figures/sbp_units.png runs/sbp/fc_sbp_tuned_1 runs/sbp/l5_sbpa_tuned_1
 	$(VENV)/bin/python -m figures.structured_pruning curves figures/sbp_curves.png runs/sbp
+
+# the reduced schedules of EM-MCMC on images
+EM := $(VENV)/bin/python em_cnn.py -model resnet20 -resume 1 -sn 6 -cycles 2 -samples_per_cycle 2
+SPARSE := -rule square -eps0 1e-2 -soft 4e-3
+
+results-em: $(RUN)
+	for example in 1 2 3; do \
+	    $(VENV)/bin/python em_regression.py -example $$example -resume 1 -out runs/em_regression/example$$example || exit 1; \
+	done
+	for example in 1 2 3; do \
+	    mkdir -p results/em_regression_$$example; \
+	    cp $(foreach file,args.json command.sh environment.json summary.json table.csv,runs/em_regression/example$$example/$(file)) \
+	        results/em_regression_$$example || exit 1; \
+	done
+	$(VENV)/bin/python -m figures.em_selection figures/em_selection.png $(addprefix runs/em_regression/example,1 2 3)
+	$(EM) -data fmnist -dense 1 -out runs/em/fmnist_dense
+	$(EM) -data fmnist -c sgd -out runs/em/fmnist_sgd
+	$(EM) -data fmnist $(SPARSE) -hard 3e-4 -out runs/em/fmnist_sparse
+	$(VENV)/bin/python -m experiment.compare em_images runs/em
+	$(VENV)/bin/python -m figures.em_sparsity figures/em_sparsity.png $(wildcard runs/em/*)
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .
