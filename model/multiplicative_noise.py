@@ -27,33 +27,35 @@ from torch.nn.utils import parametrize
 A, B = -20.0, 0.0  # log theta lies in [A, B]
 BOUNDS = (-20.0, 5.0)  # of mu and of log sigma
 INIT_MU, INIT_LOG_SIGMA = 0.0, -5.0
-NODES = 48  # of the quadrature
-CUT = 34.0  # where the density has fallen to e^-CUT of its mode, the integrals end
+# nodes of the quadrature, and its cut: where the density has fallen to e^-cut of its mode, the integrals end. What they
+# leave out is less than each precision rounds off
+RULES = {torch.float32: (28, 22.0), torch.float64: (48, 34.0)}
 TAIL = -3.0  # beta below which samples are drawn from the tail's own formula
-NEWTON = 4  # steps to its inverse
+NEWTON = 3  # steps to its inverse, which is then exact up to rounding in either precision
 
 
 @cache
-def _rule(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
-    x, w = np.polynomial.legendre.leggauss(NODES)
-    return tuple(torch.tensor(v, dtype=dtype, device=device) for v in ((x + 1) / 2, w / 2))
+def _rule(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, float]:
+    """Nodes and weights of Gauss-Legendre quadrature on [0, 1], and the cut."""
+    nodes, cut = RULES[dtype]
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    return *(torch.tensor(v, dtype=dtype, device=device) for v in ((x + 1) / 2, w / 2)), cut
 
 
 def _law(mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The truncated normal as weighted points: log theta = mode + sigma v.
 
-    Returns the mode, v (..., NODES), energies e = (v^2 + 2 v kappa) / 2 >= 0 with kappa = (mode - mu) / sigma, and the
+    Returns the mode, v (..., nodes), energies e = (v^2 + 2 v kappa) / 2 >= 0 with kappa = (mode - mu) / sigma, and the
     weights of exp(-e) dv.
     """
+    x, w, cut = _rule(mu.dtype, mu.device)
     sigma = log_sigma.exp()
     mode = mu.clamp(A, B)
     kappa = (mode - mu) / sigma  # 0 inside [A, B], negative above B
-    # energies reach CUT at this distance from the mode; to the right E theta^2 lives up to 2 sigma further
-    reach = 2 * CUT / (kappa.abs() + (kappa.square() + 2 * CUT).sqrt())
+    # energies reach the cut at this distance from the mode; to the right E theta^2 lives up to 2 sigma further
+    reach = 2 * cut / (kappa.abs() + (kappa.square() + 2 * cut).sqrt())
     left = torch.minimum(reach, (mode - A) / sigma)
     right = torch.minimum(reach + 2 * sigma, (B - mode) / sigma)
-    x, w = _rule(mu.dtype, mu.device)
     width = (left + right)[..., None]
     v = width * x - left[..., None]
     energy = v * (0.5 * v + kappa[..., None])
@@ -119,15 +121,15 @@ def sample(mu: Tensor, log_sigma: Tensor, u: Tensor) -> Tensor:
         eps = torch.finfo(mu.dtype).eps
         u, sigma = u.clamp(eps / 4, 1 - eps / 2), log_sigma.exp()  # an exact 0 would be theta = e^a
         alpha, beta = (A - mu) / sigma, (B - mu) / sigma
-        lower = _ndtr(alpha) * (1 - u) + _ndtr(beta) * u  # Phi(v)
-        upper = _ndtr(-alpha) * (1 - u) + _ndtr(-beta) * u  # Phi(-v)
-        v = torch.where(lower < upper, torch.special.ndtri(lower), -torch.special.ndtri(upper))
-        v = torch.minimum(torch.maximum(v, alpha), beta)
+        lower = torch.lerp(_ndtr(alpha), _ndtr(beta), u)  # Phi(v)
+        upper = torch.lerp(_ndtr(-alpha), _ndtr(-beta), u)  # Phi(-v)
+        v = torch.special.ndtri(torch.minimum(lower, upper))
+        v = torch.where(lower < upper, v, -v).clamp(alpha, beta)
         tail = beta < TAIL
         below = beta - v
         if mu.is_cuda or bool(tail.any()):  # asking would make a GPU wait
             below = torch.where(tail, _tail(beta.clamp(max=TAIL), u), below)
-        v = torch.where(tail, beta - below, v)
+            v = torch.where(tail, beta - below, v)
         log_theta = torch.where(tail, B - sigma * below, mu + sigma * v).clamp(A, B)
         r_a = (1 - u) * (0.5 * (v - alpha) * (v + alpha)).exp()
         r_b = u * (below * (0.5 * below - beta)).exp()

@@ -180,6 +180,20 @@ def test_gradients(name, dtype, tolerance):
     assert worst(d_log_sigma, in_log_sigma, scale=0.1 * units[1]) < tolerance
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_quadrature_of_float32_leaves_out_less_than_float32_rounds_off(name, monkeypatch):
+    monkeypatch.setattr(module, "_rule", module._rule.__wrapped__)
+    monkeypatch.setitem(module.RULES, torch.float64, module.RULES[torch.float32])
+    mu, log_sigma = columns(GRID)
+    found = with_gradients(FUNCTIONS[name], mu, log_sigma, dtype=torch.float64)
+    value, in_mu, in_log_sigma = oracle()[name].unbind(-1)
+    narrow, eps = log_sigma.exp().clamp(max=1), torch.finfo(torch.float32).eps
+    units = {"kl": (1 / narrow, 1.0), "mean": (value, value * narrow), "snr": (value / narrow, value)}[name]
+    assert worst(found[0], value, scale=float(name == "kl")) < eps
+    assert worst(found[1], in_mu, scale=units[0]) < eps
+    assert worst(found[2], in_log_sigma, scale=units[1]) < eps
+
+
 def test_the_specification_in_float64_where_it_is_well_conditioned():
     mu, log_sigma = columns(list(product((-14.0, -9.0, -4.0, -1.0, -0.2), (-1.5, -0.5, 0.0, 0.4))))
     m, s = mu.numpy(), log_sigma.exp().numpy()
