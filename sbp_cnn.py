@@ -144,13 +144,13 @@ class Chain(Shrinking):
         rank, world = distributed.rank(), distributed.world()
         order = torch.randperm(self.observations, generator=self.generators["order"])[: batches * args.train]
         weight = args.kl_weight * (min(1.0, (done + 1) / args.warmup) if args.warmup else 1.0)
+        self.method.train()
         for x, y in self.data.train.batches(*distributed.share(order, args.train)):
             self.iterations += 1
             lr = linear_decay(args.lr, args.decay * batches, args.sn * batches, self.iterations)
             l2 = 1e-3 + (1 - 1e-3) * done / args.sn  # grows, as released
             for group in self.sampler.param_groups:
                 group.update(lr=lr * group["scale"], weight_decay=l2 * group["l2"])
-            self.method.train()
             self.net.zero_grad()
             x = self.recipe.augment(x, self.generators["augment"], rank, world)
             penalty = self.method.penalty()
