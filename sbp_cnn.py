@@ -63,7 +63,8 @@ def published(model: str, c: str, sn: int | None) -> dict:
     if c == "dense":
         values |= {"sn": values["dense_sn"], "lr": 1e-3, "l2": 1.0 if model == "vgglike" else 0.0}
         flat = 1 / 2
-    return values | {"decay": round(flat * (sn or values["sn"])), "kl_layers": SBPA if c == "sbpa" else []}
+    values["kl_layers"] = SBPA[: len(NOISY[model])] if c == "sbpa" else []
+    return values | {"decay": round(flat * (sn or values["sn"]))}
 
 
 def recipe(args: Namespace) -> Recipe:

@@ -59,6 +59,7 @@ SMALL_VALUES = {
     "-data": "digits", "-data_dir": "nowhere", "-size": 9, "-workers": 0, "-model": "lenet-fc", "-scale": 0.05,
     "-c": "sbpa", "-aug": 1, "-train": 200, "-test": 99, "-val": 0.2, "-sn": 3, "-dense_sn": 1, "-lr": 2e-3,
     "-decay": 1, "-beta1": 0.9, "-noise_lr": 3, "-l2": 0.5, "-kl_weight": 0.5, "-warmup": 2, "-snr": 1.5,
+    "-kl_layers": 3,
     "-threshold_sweep": 2, "-allow_empty": 1, "-finetune": 1, "-speed": 0, "-device": "cpu", "-amp": 1, "-compile": 0,
     "-seed": 4, "-seeds": 2, "-resume": 1, "-save_every": 0, "-save": 0, "-tensorboard": 1,
 }  # fmt: skip
@@ -495,7 +496,7 @@ class Reference:
             u = torch.rand(sum(len(mu) for mu, _ in laws.values()), generator=self.noise).double()
             parts = u.split([len(mu) for mu, _ in laws.values()])
             theta = {site: sample(*law, part) for (site, law), part in zip(laws.items(), parts, strict=True)}
-            weights = PENALTIES[c]
+            weights = [*self.args.kl_layers, 1, 1, 1][:3]
             penalty = sum(weight * kl(*law).sum() for weight, law in zip(weights, laws.values(), strict=True))
         for i in (1, 2, 3):
             weight, bias = w[f"fc{i}.weight"], w[f"fc{i}.bias"]
@@ -552,7 +553,8 @@ STEPS = {  # flags, and what the reference must not do with them
         *("l2 that stays", "l2 of all"),
     ],
     ("-c", "sbp", "-noise_lr", 3000): ["not clipped"],
-    ("-c", "sbpa", *BOTH): [{"c": "sbp"}],
+    ("-c", "sbpa", *BOTH): [{"kl_layers": []}],
+    ("-c", "sbp", "-kl_layers", 7, 20, *BOTH): [{"kl_layers": [10, 10, 5]}, {"kl_layers": [7]}],
     ("-c", "ssl", "-kl_weight", 2): ["no N", {"kl_weight": 1}],
     ("-c", "sparsevd", *BOTH): ["no N", {"kl_weight": 2e-3}],
     ("-c", "sparsevd", "-l2", 100): ["l2 of all"],
@@ -931,7 +933,7 @@ def test_every_flag_is_accepted(start, files, tmp_path):
     elsewhere_ = {"data_dir", "device", "workers", "resume", "save_every", "tensorboard", "speed"}
     assert args.keys() - {"pretrained"} == {flag[1:] for flag in SMALL_VALUES} - elsewhere_
     for flag, value in SMALL_VALUES.items():
-        assert args.get(flag[1:], value) == value, flag
+        assert args.get(flag[1:], value) in (value, [value]), flag
     assert result.table["seed"].tolist() == [4, 5] and not (tmp_path / "empty/nowhere").exists()
     assert result.summary["evaluated_on"] == "validation"
     found = {name for name in files(result.folder) if "tensorboard" not in name and "/dense/" not in name}

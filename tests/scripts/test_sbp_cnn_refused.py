@@ -47,7 +47,7 @@ def network(tmp_path):
 
 NUMBERS = {  # what is allowed, the flags, and what is not
     "a number > 0": ("-lr -noise_lr -scale", (0, -1, "nan", "inf", "x")),
-    "a number >= 0": ("-l2 -kl_weight -snr -save_every", (-1, "nan", "inf", "x")),
+    "a number >= 0": ("-l2 -kl_weight -kl_layers -snr -save_every", (-1, "nan", "inf", "x")),
     "a number in [0, 1)": ("-beta1 -val", (1, -0.1, "nan", "x")),
     "a whole number >= 1": ("-size -sn -dense_sn -train -test -seeds", (0, -1, 1.5, "nan", "x")),
     "a whole number >= 0": ("-workers -decay -warmup -threshold_sweep -finetune", (-1, 1.5, "x")),
@@ -91,6 +91,8 @@ BAD = [
     (("-model", "lenet5"), ("-model", "lenet5", "16 x 16", "8 x 8")),
     (("-model", "vgglike"), ("-model", "vgglike", "32 x 32", "8 x 8")),
     (("-export", "there", "-save", 0), ("-export", "-save")),
+    (("-kl_layers", 1, 1, 1, 1), ("-kl_layers", "4 weights", "3 layers")),
+    (("-c", "ssl", "-kl_layers", 1), ("-kl_layers", "1 weights", "0 layers")),
     (("-unknown", 1), ("-unknown",)),
     (("-spee", 1), ("-spee",)),
     (("-kl", 1), ("-kl",)),
@@ -202,6 +204,7 @@ OTHERS = [
     (("-scale", 0.1), "-scale 0.05, not 0.1"),
     (("-snr", 2), "-snr 1.0, not 2.0"),
     (("-kl_weight", 2), "-kl_weight 1.0, not 2.0"),
+    (("-kl_layers", 2, 3), "-kl_layers [], not [2.0, 3.0]"),
     (("-lr", 1e-5), "-lr 0.001, not 1e-05"),
     (("-finetune", 2), "-finetune 0, not 2"),
     (("-seeds", 2), "-seeds 1, not 2"),
