@@ -1,9 +1,9 @@
 """Image classification runs beside each other: python -m experiment.compare NAME RUN_FOLDER ...
 
-Writes results/NAME.csv, one row per run and seed with its provenance, results/NAME_paired.csv, SGHMC-SA
-(or SBP) minus every other method on the same test images, and NAME_attack.csv and NAME_ood.csv of runs that were
-assessed. Gaps between methods are about as large as the standard deviation that 10,000 test images
-leave, so that only paired differences can show them.
+Writes results/NAME.csv, one row per run and seed with its provenance, results/NAME_paired.csv, SGHMC-SA (or SBP, or
+EM-MCMC) minus every other method on the same test images, and NAME_attack.csv and NAME_ood.csv of runs that were
+assessed. Gaps between methods are about as large as the standard deviation that 10,000 test images leave, so that only
+paired differences can show them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from .run import write_csv
 
 # of table.csv and of args.json, as far as the runs have them
 BY = ["data", "aug", "model", "scale", "pruning", "target"]
-BY += ["sn", "milestones", "noise_lr", "kl_weight", "method"]
+BY += ["sn", "milestones", "noise_lr", "kl_weight", "kl_layers", "dense", "eps0", "soft", "hard", "method"]
 SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT"]
-SETTINGS += ["noise_lr", "kl_weight", "finetune"]
-METHODS = ["dense", "sa", "em", "sghmc", "dropout", "vanilla", "sbp", "sbpa", "ssl", "sparsevd"]  # in this order
+SETTINGS += ["noise_lr", "kl_weight", "finetune", "cycles", "warmup", "rule", "eps0", "eps1", "soft", "hard"]
+LISTS = ["milestones", "kl_layers"]
+METHODS = ["dense", "sa", "em", "sgd", "sghmc", "dropout", "vanilla", "sbp", "sbpa", "ssl", "sparsevd"]  # in this order
+FIRST = ("sa", "sbp", "em")  # the method that is compared with the others: the first of these that was run
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 
 
@@ -43,8 +45,7 @@ def collect(runs: list[Path]) -> tuple[pd.DataFrame, dict[tuple, dict[int, dict[
         if (path.parent / "speed.csv").exists():
             row |= pd.read_csv(path.parent / "speed.csv").iloc[0].to_dict()
         row |= {name: args[name] for name in SETTINGS if name in args} | {"seconds": summary["seconds"]}
-        if "milestones" in args:
-            row["milestones"] = " ".join(map(str, args["milestones"]))
+        row |= {name: " ".join(map(str, args[name])) for name in LISTS if name in args}
         rows.append(row | {name: environment[name] for name in HARDWARE})
         predictions.setdefault(tuple(row[name] for name in BY if name in row), {})[row["seed"]] = load_file(path)
     table = pd.DataFrame(rows)
@@ -64,14 +65,15 @@ def per_image(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def paired(predictions: dict[tuple, dict[int, dict[str, Tensor]]], names: list[str]) -> pd.DataFrame:
-    """SA, or SBP where there is none, minus every other method, over the seeds that both have.
+    """SA, or else SBP or EM-MCMC, minus every other method, over the seeds that both have.
 
     names: of the settings, the method last.
 
     <metric>_se_images: standard error over test images of the difference averaged over seeds, for these
     seeds; <metric>_se_seeds: standard error over seeds, for these images.
     """
-    rows, first = [], "sa" if any(method == "sa" for *_, method in predictions) else "sbp"
+    methods = {method for *_, method in predictions}
+    rows, first = [], next((method for method in FIRST if method in methods), None)
     for (*setting, method), seeds in predictions.items():
         ours = predictions.get((*setting, first))
         common = sorted(seeds.keys() & ours.keys()) if ours and method != first else []
