@@ -100,7 +100,7 @@ class Chains:
     def see(self, columns: Tensor) -> None:
         """Let the chains see these variables only, (chain, variables)."""
         self.columns, p = columns, self.x_all.shape[-1]
-        if columns.shape[1] == p:  # all of them, in their order: chains of one data set share it
+        if torch.equal(columns, torch.arange(p).expand(len(columns), p)):  # chains of one data set share all of it
             x, self.offset = self.x_all, self.of_data * self.observations
             self.x_test = self.x_test_all[self.of_data]
         else:
