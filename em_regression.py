@@ -161,7 +161,7 @@ class Chains:
             loss.sum().backward()
             self.sampler.step()
             self.prior.prune()
-            self.finite += loss.detach() < torch.inf
+            self.finite += (self.finite == self.iterations - 1) & (loss.detach() < torch.inf)
 
     def alive(self) -> Tensor:
         """Chains that have been finite in every iteration so far, (chain)."""
@@ -201,7 +201,7 @@ class Chains:
         if epoch % self.args.record and epoch < self.args.epochs:
             return [] if self.alive().any() else None
         columns = self.scores()
-        error = next(iter(columns.values()))
+        error = columns["loss" if self.example.classification else "mse"]
         self.finite -= (self.alive() & ~error.isfinite()).long()  # the loss before a step does not see what it does
         alive = self.alive().tolist()
         if not any(alive):
@@ -232,7 +232,7 @@ class Chains:
         rows = []
         for i, (seed, restart) in enumerate(self.keys):
             numbers = {name: float(x[i]) if alive[i] else np.nan for name, x in columns.items()}
-            variables = (self.columns[i][self.selected()[i]] + 1).tolist()
+            variables = (self.columns[i][self.selected()[i]] + 1).tolist() if alive[i] else []
             shown = " ".join(map(str, variables[:20])) + (" ..." if len(variables) > 20 else "")
             rows.append(
                 {"example": self.args.example, "seed": seed, "restart": restart} | numbers | {"variables": shown}
