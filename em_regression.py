@@ -335,6 +335,8 @@ def main() -> int:
         options.check_warmup(args, args.epochs)
         if args.train > args.n:
             raise ValueError(f"argument -train: {args.train} is more than the {args.n} rows of -n")
+        if args.eps0 < args.eps1:
+            raise ValueError(f"argument -eps0: {args.eps0} is smaller than the {args.eps1} of -eps1")
         run = Run("em_regression", "_".join(filter(None, [stem, parser.changed(args, ignore)])), vars(args))
     if not (args.resume and run.finished):
         torch.set_num_threads(1)  # tensors this small gain nothing from a second thread and lose much on a busy machine
