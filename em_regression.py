@@ -351,6 +351,8 @@ def main() -> int:
         em_selection.draw([run.folder])
     else:
         diverged = ""
+        if not (run.folder / "figures" / "em_selection.png").exists():
+            em_selection.draw([run.folder])
     show(pd.read_csv(run.folder / "table.csv"))
     print(f"results: {run.folder}")
     if diverged:
