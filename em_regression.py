@@ -100,7 +100,7 @@ class Chains:
     def see(self, columns: Tensor) -> None:
         """Let the chains see these variables only, (chain, variables)."""
         self.columns, p = columns, self.x_all.shape[-1]
-        if columns.shape[1] == p:  # all of them, in their order: chains of one data set share it
+        if torch.equal(columns, torch.arange(p).expand(len(columns), p)):  # chains of one data set share all of it
             x, self.offset = self.x_all, self.of_data * self.observations
             self.x_test = self.x_test_all[self.of_data]
         else:
@@ -161,7 +161,7 @@ class Chains:
             loss.sum().backward()
             self.sampler.step()
             self.prior.prune()
-            self.finite += loss.detach() < torch.inf
+            self.finite += (self.finite == self.iterations - 1) & (loss.detach() < torch.inf)
 
     def alive(self) -> Tensor:
         """Chains that have been finite in every iteration so far, (chain)."""
@@ -201,7 +201,7 @@ class Chains:
         if epoch % self.args.record and epoch < self.args.epochs:
             return [] if self.alive().any() else None
         columns = self.scores()
-        error = next(iter(columns.values()))
+        error = columns["loss" if self.example.classification else "mse"]
         self.finite -= (self.alive() & ~error.isfinite()).long()  # the loss before a step does not see what it does
         alive = self.alive().tolist()
         if not any(alive):
@@ -232,7 +232,7 @@ class Chains:
         rows = []
         for i, (seed, restart) in enumerate(self.keys):
             numbers = {name: float(x[i]) if alive[i] else np.nan for name, x in columns.items()}
-            variables = (self.columns[i][self.selected()[i]] + 1).tolist()
+            variables = (self.columns[i][self.selected()[i]] + 1).tolist() if alive[i] else []
             shown = " ".join(map(str, variables[:20])) + (" ..." if len(variables) > 20 else "")
             rows.append(
                 {"example": self.args.example, "seed": seed, "restart": restart} | numbers | {"variables": shown}
@@ -335,6 +335,8 @@ def main() -> int:
         options.check_warmup(args, args.epochs)
         if args.train > args.n:
             raise ValueError(f"argument -train: {args.train} is more than the {args.n} rows of -n")
+        if args.eps0 < args.eps1:
+            raise ValueError(f"argument -eps0: {args.eps0} is smaller than the {args.eps1} of -eps1")
         run = Run("em_regression", "_".join(filter(None, [stem, parser.changed(args, ignore)])), vars(args))
     if not (args.resume and run.finished):
         torch.set_num_threads(1)  # tensors this small gain nothing from a second thread and lose much on a busy machine
@@ -349,6 +351,8 @@ def main() -> int:
         em_selection.draw([run.folder])
     else:
         diverged = ""
+        if not (run.folder / "figures" / "em_selection.png").exists():
+            em_selection.draw([run.folder])
     show(pd.read_csv(run.folder / "table.csv"))
     print(f"results: {run.folder}")
     if diverged:

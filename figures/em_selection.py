@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .style import plt, save
@@ -26,15 +27,19 @@ def draw(folders: Sequence[Path], file: Path | None = None) -> Path:
         table = pd.read_csv(folder / "table.csv")
         rows = pd.read_csv(folder / "metrics.csv").merge(table.loc[table["chosen"] == 1, ["seed", "restart"]])
         names = [name for name in rows if name.startswith("mean_square_")]
+        shown = np.append(rows[names].to_numpy(), [args["soft"], args["hard"]])
+        shown, epochs = shown[shown > 0], rows["epoch"]
+        axis.set(xscale="log", yscale="log")  # with limits, as there may be nothing but pruned variables to draw
+        axis.set(xlim=(0.9 * epochs.min(), 1.1 * epochs.max()), ylim=(shown.min() / 2, 2 * shown.max()))
         for name, colour in zip(names, (*PALETTE[: len(names) - 1], "0.6"), strict=True):
             label = name.removeprefix("mean_square_")
             for i, (_, chain) in enumerate(rows.groupby("seed")):
                 size = chain[name].where(chain[name] > 0)  # pruned ones end
-                axis.semilogy(chain["epoch"], size, color=colour, lw=0.8, alpha=0.8, label=None if i else label)
+                axis.plot(chain["epoch"], size, color=colour, lw=0.8, alpha=0.8, label=None if i else label)
         for name, style in (("soft", ":"), ("hard", "--")):
             axis.axhline(args[name], color="black", lw=0.8, ls=style, label=f"{name} threshold")
         n = rows["seed"].nunique()
-        axis.set(title=f"Example {args['example']}, n = {n}", xlabel="epoch", xscale="log")
+        axis.set(title=f"Example {args['example']}, n = {n}", xlabel="epoch")
     axes[0, 0].set_ylabel("mean square of the weights of an input")
     axes[0, -1].legend(fontsize=8)
     return save(figure, Path(folders[0]), "em_selection.png", file)

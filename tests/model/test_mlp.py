@@ -1,6 +1,8 @@
 """ChainMLP against torch.nn, chain by chain."""
 
+import itertools
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -97,3 +99,53 @@ def test_parameters_per_chain(groups, cells):
     net = ChainMLP(generators(*range(groups)), cells, FEATURES, HIDDEN)
     assert net.parameters_per_chain() == sum(p.numel() for p in alone(net.double(), 0, 0).parameters())
     assert sum(p.numel() for p in net.parameters()) == groups * cells * net.parameters_per_chain()
+
+
+def as_modules(net: ChainMLP, sizes: tuple[int, ...], group: int, cell: int) -> nn.Sequential:
+    """A chain with several hidden layers as torch.nn modules."""
+    layers = []
+    for i, (fan_in, out) in enumerate(pairwise(sizes), 1):
+        layers += [nn.Linear(fan_in, out).double(), nn.ReLU()]
+        with torch.no_grad():
+            layers[-2].weight.copy_(getattr(net, f"weight{i}")[group, cell].T)
+            layers[-2].bias.copy_(getattr(net, f"bias{i}")[group, cell, 0])
+    return nn.Sequential(*layers[:-1])
+
+
+@pytest.mark.parametrize("hidden", [[6], [6, 3], (4, 5, 3)])
+def test_every_chain_of_several_layers_is_its_network(hidden):
+    sizes = (FEATURES, *hidden, 1)
+    net = ChainMLP(generators(1, 2, 3), CELLS, FEATURES, hidden).double()
+    names = [f"{kind}{i}" for i in range(1, len(sizes)) for kind in ("weight", "bias")]
+    assert [name for name, _ in net.named_parameters()] == names and net.sparse_layers == tuple(names[::2])
+    assert net.parameters_per_chain() == sum(fan_in * out + out for fan_in, out in pairwise(sizes))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn(p.shape, dtype=p.dtype, generator=generators(4)[0]))
+    x = torch.randn(GROUPS, ROWS, FEATURES, dtype=torch.float64)
+    output = net(x)
+    output.square().sum().backward()
+    assert output.shape == (GROUPS, CELLS, ROWS)
+    for g, c in itertools.product(range(GROUPS), range(CELLS)):
+        copy = as_modules(net, sizes, g, c)
+        expected = copy(x[g])[:, 0]
+        torch.testing.assert_close(output[g, c], expected)
+        expected.square().sum().backward()
+        for i, layer in enumerate(copy[::2], 1):
+            torch.testing.assert_close(getattr(net, f"weight{i}").grad[g, c], layer.weight.grad.T)
+            torch.testing.assert_close(getattr(net, f"bias{i}").grad[g, c, 0], layer.bias.grad)
+
+
+def test_one_hidden_layer_may_be_a_number():
+    for a, b in zip(ChainMLP(generators(1), 2, FEATURES, 6).parameters(),
+                    ChainMLP(generators(1), 2, FEATURES, [6]).parameters(), strict=True):  # fmt: skip
+        assert torch.equal(a, b)
+
+
+def test_initial_weights_of_several_layers_follow_their_fan_in():
+    sizes = (16, 300, 40, 1)
+    net = ChainMLP(generators(*range(20)), 1, 16, sizes[1:-1])
+    for i, fan_in in enumerate(sizes[:-1], 1):
+        for name in (f"weight{i}", f"bias{i}"):
+            u = getattr(net, name).detach().double() * math.sqrt(fan_in)
+            assert u.abs().max() <= 1 + 1e-6 and abs(u.square().mean() - 1 / 3) / math.sqrt(4 / 45 / u.numel()) < 5

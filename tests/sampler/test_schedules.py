@@ -9,6 +9,7 @@ from sampler.schedules import (
     RobbinsMonro,
     adaptation,
     annealed,
+    cosine_cycle,
     linear_decay,
     polynomial_decay,
     sparsity_schedule,
@@ -93,3 +94,20 @@ def test_the_linear_decay_falls_by_equal_steps(lr, start, length):
 
 def test_a_linear_decay_that_starts_at_the_end_is_flat():
     assert [linear_decay(0.1, 5, 5, k) for k in (1, 5, 6)] == [0.1, 0.1, 0.0]
+
+
+@given(st.floats(1e-6, 10), st.integers(1, 500), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_a_cosine_cycle_falls_from_lr_to_zero_and_starts_again(lr, period, cycle):
+    start = (cycle - 1) * period
+    values = [cosine_cycle(lr, period, start + k) for k in range(1, period + 1)]
+    assert values == pytest.approx([lr * math.cos(math.pi * t / period / 2) ** 2 for t in range(period)], rel=1e-6)
+    assert values[0] == lr and values == sorted(values, reverse=True) and values[-1] > 0
+    assert cosine_cycle(lr, period, start + period + 1) == lr
+    if period % 2 == 0:
+        assert values[period // 2] == pytest.approx(lr / 2)
+
+
+def test_a_cosine_cycle_of_a_broken_number_of_iterations():
+    values = [cosine_cycle(1.0, 2.5, k) for k in range(1, 7)]
+    assert values == pytest.approx([(1 + math.cos(math.pi * t / 2.5)) / 2 for t in (0, 1, 2, 0.5, 1.5, 0)])

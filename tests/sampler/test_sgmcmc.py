@@ -206,3 +206,48 @@ def test_streams_of_different_purposes_differ():
     first = [torch.randn(4, generator=stream(*key)) for key in ((1, "a"), (1, "b"), (2, "a"), (1, "a", 1))]
     assert all(not torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
     assert torch.equal(first[0], torch.randn(4, generator=stream(1, "a")))
+
+
+def test_a_padded_group_draws_what_it_draws_alone():
+    """The second group needs the first five of its nine values, as if its last parameter had the shape (2, 1)."""
+    source, alone = ChainNoise([stream(1, "noise"), stream(2, "noise")], block=2), ChainNoise([stream(2, "noise")], 2)
+    source.used = [9, 5]
+    whole = ChainNoise([stream(1, "noise")], 2)
+    for _ in range(5):
+        a, b = source([torch.ones(2, 3, 3), torch.ones(2, 3, 3, 2)])
+        assert a.shape == (2, 1, 3) and b.shape == (2, 1, 3, 2)
+        c, d = alone([torch.ones(1, 1, 3), torch.ones(1, 1, 1, 2)])
+        assert torch.equal(a[1], c[0]) and torch.equal(b[1, :, :1], d[0])
+        assert (b[1, :, 1:] == 0).all()
+        for x, y in zip((a, b), whole([torch.ones(1, 1, 3), torch.ones(1, 1, 3, 2)]), strict=True):
+            assert torch.equal(x[0], y[0]) and (x[0] != 0).all()
+
+
+def test_a_group_that_needs_nothing_draws_nothing():
+    source = ChainNoise([stream(1, "noise"), stream(2, "noise")])
+    source.used = [0, 4]
+    (z,) = source([torch.ones(2, 1, 4)])
+    assert (z[0] == 0).all() and (z[1] != 0).all()
+    assert torch.equal(source.generators[0].get_state(), stream(1, "noise").get_state())
+
+
+@pytest.mark.parametrize("numel", [3, 16, 50, 1000])  # torch.randn has another loop for less than 16
+def test_all_used_is_the_same_as_none_said(numel):
+    said, silent = (ChainNoise([stream(1, "noise"), stream(2, "noise")]) for _ in range(2))
+    said.used = [numel, numel]
+    for _ in range(3):
+        assert torch.equal(said([torch.ones(2, 1, numel)])[0], silent([torch.ones(2, 1, numel)])[0])
+
+
+def test_padded_noise_resumes_inside_a_block():
+    source = ChainNoise([stream(1, "noise"), stream(2, "noise")], block=4)
+    source.used = [3, 5]
+    params = [torch.zeros(2, 1, 5)]
+    for _ in range(6):
+        source(params)
+    state = {k: v.clone() for k, v in source.state_dict().items()}
+    expected = [source(params)[0].clone() for _ in range(7)]
+    copy = ChainNoise([stream(9, "noise"), stream(8, "noise")], block=4)
+    copy.used = [3, 5]
+    copy.load_state_dict(state)
+    assert all(torch.equal(copy(params)[0], e) for e in expected)

@@ -3,6 +3,7 @@
 import pytest
 
 import bayes_cnn
+import em_regression
 import lr_simulation
 import posterior_cnn
 import sa_convergence
@@ -11,7 +12,9 @@ import uci_run
 
 
 @pytest.mark.parametrize(
-    "module", [lr_simulation, uci_run, posterior_cnn, bayes_cnn, sbp_cnn, sa_convergence], ids=lambda m: m.__name__
+    "module",
+    [lr_simulation, uci_run, posterior_cnn, bayes_cnn, sbp_cnn, em_regression, sa_convergence],
+    ids=lambda m: m.__name__,
 )
 def test_every_flag_is_explained(module, capsys):
     parser, _ = module.parse([])
