@@ -127,10 +127,10 @@ class Chain(Classifier):
             self.pruner.update()  # decays and masks
             self.pruner.prune()
         order = torch.randperm(self.observations, generator=self.generators["order"])[: self.batches * args.train]
-        rank, world, period = distributed.rank(), distributed.world(), args.sn * self.batches / args.cycles
+        rank, world, total = distributed.rank(), distributed.world(), args.sn * self.batches
         for x, y in self.data.train.batches(*distributed.share(order, args.train)):
             self.iterations += 1
-            self.sampler.param_groups[0]["lr"] = cosine_cycle(args.lr, period, self.iterations)
+            self.sampler.param_groups[0]["lr"] = cosine_cycle(args.lr, total, args.cycles, self.iterations)
             self.net.train()
             self.net.zero_grad()
             x = self.recipe.augment(x, self.generators["augment"], rank, world)

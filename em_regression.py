@@ -144,7 +144,7 @@ class Chains:
 
     def epoch(self) -> None:
         """One pass through every chain's data; the EM step comes first."""
-        args, period = self.args, self.args.epochs * self.batches / self.args.cycles
+        args, total = self.args, self.args.epochs * self.batches
         if not args.dense and self.iterations >= args.warmup * self.batches:
             before = self.selected()
             self.prior.update()
@@ -154,7 +154,7 @@ class Chains:
         order = torch.stack([torch.randperm(self.observations, generator=g) for g in self.order])  # (chain, rows)
         for rows in order[:, : self.batches * args.train].split(args.train, dim=1):
             self.iterations += 1
-            self.sampler.param_groups[0]["lr"] = cosine_cycle(args.lr, period, self.iterations)
+            self.sampler.param_groups[0]["lr"] = cosine_cycle(args.lr, total, args.cycles, self.iterations)
             x = self.x.index_select(0, (rows + self.offset[:, None]).flatten()).unflatten(0, rows.shape)
             self.sampler.zero_grad()
             loss = self.loss(self.net(x)[:, 0], self.y.gather(1, rows))

@@ -86,6 +86,8 @@ def sparsity_schedule(target: float, cut: float, gap: float, k: Number) -> Numbe
     return target * (1 - cut ** (k / gap))
 
 
-def cosine_cycle(lr: float, period: float, k: int) -> float:
-    """Step size lr (1 + cos(pi (t mod P) / P)) / 2 of iteration t = k - 1: from lr towards 0, again in every cycle."""
-    return lr * (1 + math.cos(math.pi * math.fmod(k - 1, period) / period)) / 2
+def cosine_cycle(lr: float, total: int, cycles: int, k: int) -> float:
+    """Step size lr (1 + cos(pi (t mod P) / P)) / 2 of iteration t = k - 1, with P = total / cycles: from lr towards 0,
+    again in every one of the cycles."""
+    phase = (k - 1) * cycles % total / total  # whole numbers: a broken P would miss its restarts by rounding
+    return lr * (1 + math.cos(math.pi * phase)) / 2

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -100,14 +101,22 @@ def test_a_linear_decay_that_starts_at_the_end_is_flat():
 @settings(max_examples=100, deadline=None)
 def test_a_cosine_cycle_falls_from_lr_to_zero_and_starts_again(lr, period, cycle):
     start = (cycle - 1) * period
-    values = [cosine_cycle(lr, period, start + k) for k in range(1, period + 1)]
+    total = 5 * period
+    values = [cosine_cycle(lr, total, 5, start + k) for k in range(1, period + 1)]
     assert values == pytest.approx([lr * math.cos(math.pi * t / period / 2) ** 2 for t in range(period)], rel=1e-6)
     assert values[0] == lr and values == sorted(values, reverse=True) and values[-1] > 0
-    assert cosine_cycle(lr, period, start + period + 1) == lr
+    assert cosine_cycle(lr, total, 5, start + period + 1) == lr
     if period % 2 == 0:
         assert values[period // 2] == pytest.approx(lr / 2)
 
 
 def test_a_cosine_cycle_of_a_broken_number_of_iterations():
-    values = [cosine_cycle(1.0, 2.5, k) for k in range(1, 7)]
+    values = [cosine_cycle(1.0, 5, 2, k) for k in range(1, 7)]
     assert values == pytest.approx([(1 + math.cos(math.pi * t / 2.5)) / 2 for t in (0, 1, 2, 0.5, 1.5, 0)])
+
+
+@pytest.mark.parametrize("total, cycles", [(350, 6), (200 * 782, 6), (7, 3)])
+def test_no_restart_of_a_cosine_cycle_is_missed(total, cycles):
+    values = [cosine_cycle(1.0, total, cycles, k) for k in range(1, total + 1)]
+    assert min(values) > 0
+    assert sum(b > a for a, b in pairwise(values)) == cycles - 1
