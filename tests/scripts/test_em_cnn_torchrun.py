@@ -13,7 +13,7 @@ FEW = ("-model", "resnet20", "-sn", 2, "-cycles", 2, "-samples_per_cycle", 1, "-
 SETTINGS = {
     "em": ("-eps0", 0.05, "-hard", 0.37, "-soft", 0.005, "-warmup", 1),
     "densenet": ("-model", "densenet", "-scale", 0.1, "-hard", 0.5, "-warmup", 1, "-aug", 0, "-speed", 0),
-    "sgd": ("-c", "sgd", "-lr", 0.001, "-speed", 0),
+    "sgd": ("-c", "sgd", "-lr", 1e-5, "-speed", 0),
 }
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,8 @@ def close(one: Path, other: Path) -> None:
     """Weights, the sampler's state and metrics up to the rounding of float32, hardly another mask or decay; the same
     random numbers and images.
 
-    Gradients of batch norm itself are sums that nearly cancel, and agree less. What is pruned has no momentum that matters: behind a channel of zeros batch norm divides by almost nothing.
+    Gradients of batch norm itself are sums that nearly cancel, and agree less. What is pruned has no momentum that
+    matters: behind a channel of zeros batch norm divides by almost nothing.
     """
     a, b = (load_file(folder / "checkpoint.safetensors") for folder in (one, other))
     assert a.keys() == b.keys()
