@@ -32,7 +32,7 @@ from experiment.evaluation import member, predict
 from experiment.pretrained import load_pretrained
 from experiment.run import NOT_IDENTITY, Diverged, Run, write_csv
 from experiment.seeds import fit, fit_seeds, folders, split, table_of
-from model.image_networks import MODELS, build
+from model.image_networks import MODELS, SCALABLE, build
 from model.surgery import cut_channels, zero_channels
 from sampler import FlatNoise, GroupSpikeSlab, PreconditionedSGHMC
 from sampler.group_spike_slab import CHANNEL, FILTER, KERNEL, keep_large, keep_wide
@@ -252,6 +252,8 @@ def check(args: Namespace) -> None:
         raise ValueError(
             f"argument -samples_per_cycle: {args.samples_per_cycle} of a cycle of {args.sn // args.cycles} epochs"
         )
+    if args.scale != 1 and args.model not in SCALABLE:
+        raise ValueError(f"argument -scale: {args.model} has one width; {', '.join(SCALABLE)} have any above 0")
     if args.export and not args.save:
         raise ValueError("argument -export: needs -save 1")
 

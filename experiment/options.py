@@ -197,7 +197,7 @@ def add_group_options(
     group.add_argument("-eps1", type=positive, default=eps1, help="weight decay of all others")
     group.add_argument("-soft", type=non_negative, default=soft, help="groups of smaller mean square are in the spike")
     group.add_argument("-hard", type=non_negative, default=hard, help="threshold of pruning, for good")
-    default = "" if warmup is not None else "; default a quarter of all"
+    default = "" if warmup is not None else "; default a fifth of all"
     group.add_argument("-warmup", type=whole, default=warmup, help=f"epochs before the first EM step{default}")
     return group
 

@@ -158,7 +158,7 @@ def save(net: nn.Module, shape: tuple[int, int, int], folder: Path) -> dict[str,
         ValueError: the folder cannot be written, or onnx and onnxscript are not installed.
     """
     check_export(folder)
-    net = copy.deepcopy(net).cpu().eval()
+    net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).eval()  # what torch.export.save expects
     program = torch.export.export(net, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("n")},))
     files = {"pt2": folder / NETWORK, "onnx": folder / "network.onnx"}
     replace_file(files["pt2"], lambda temporary: _save_program(program, temporary))

@@ -48,13 +48,17 @@ class PreActBlock(nn.Module):
         self.act2 = activation(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         differs = stride != 1 or channels != width
-        self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False) if differs else None
+        self.shortcut, self.stride = nn.Conv2d(channels, width, 1, bias=False) if differs else None, stride
 
     def forward(self, x: Tensor) -> Tensor:
         """x (n, channels, h, w) -> (n, width, h / stride, w / stride), rounded up."""
         a = self.act1(x)
         y = self.conv2(self.act2(self.conv1(a)))
-        return y + (x if self.shortcut is None else self.shortcut(a))
+        if self.shortcut is None:
+            return y + x
+        # as a 1x1 convolution with this stride, whose gradient in oneDNN writes past its memory for channels_last maps
+        # of few channels (uxlfoundation/oneDNN issue 6035)
+        return y + self.shortcut(F.max_pool2d(a, 1, self.stride))
 
 
 class PreActResNet(nn.Module):

@@ -234,7 +234,7 @@ def cut_channels(
     import torch_pruning
 
     net = copy.deepcopy(net).eval()
-    image = torch.zeros(1, *shape, device=next(net.parameters()).device)
+    image = next(net.parameters()).new_zeros(1, *shape)
     graph = torch_pruning.DependencyGraph().build_dependency(net, example_inputs=image)
     names = {module: name for name, module in net.named_modules()}
     cuts = []  # all found before the first is made: cutting one renumbers the inputs of layers that concatenate
@@ -245,6 +245,8 @@ def cut_channels(
                 outputs = graph.is_out_channel_pruning_fn(dep.handler)
                 mask = (gone if outputs else unread or {}).get(names[dep.target.module])
                 (out if outputs else read).append(mask if mask is None else mask[list(map(int, index))])
+        if not read:  # these are the network's outputs
+            continue
         together = torch.zeros(len(group[0].idxs), dtype=torch.bool)
         for masks in (out, read):
             if masks and all(mask is not None and len(mask) == len(together) for mask in masks):

@@ -56,7 +56,7 @@ def switch(mean_square: Tensor, soft: float, eps0: float, eps1: float) -> Tensor
 
         mean square < [log(lam0 / lam1) + (2 / d) log(P(spike) / P(slab))] / (lam0 - lam1) = soft.
     """
-    return torch.where(mean_square < soft, eps0, eps1).to(mean_square.dtype)
+    return torch.full_like(mean_square, eps1).masked_fill(mean_square < soft, eps0)
 
 
 def keep_large(groups: Groups) -> Rule:

@@ -79,6 +79,7 @@ def test_the_depth_counts_convolutions(depth):
     assert len(convs) == depth  # the stem, (depth - 4) convolutions 3x3 and three shortcuts
     assert sum(conv.kernel_size == (1, 1) for conv in convs) == 3
     assert all(conv.bias is None for conv in convs)
+    assert not any(conv.kernel_size == (1, 1) and conv.stride != (1, 1) for conv in convs)  # see PreActBlock
 
 
 @pytest.mark.parametrize("depth", [-2, 4, 7, 9, 18, 20, 29])

@@ -87,6 +87,13 @@ def start(tested, in_process, tmp_path):
 
 
 @pytest.fixture
+def on_pictures(request, start, pictures):
+    """on_pictures(*flags, out, code): the script with the flags FEW of the test module on 60 grey pictures."""
+    flags = (*request.module.FEW, "-data", "folder", "-data_dir", pictures())
+    return lambda *more, **kwargs: start(*flags, *more, **kwargs)
+
+
+@pytest.fixture
 def interrupted(tested, start, monkeypatch):
     """interrupted(*flags, at, out, resume): the same, interrupted by the user in the iteration `at` of this piece."""
 
