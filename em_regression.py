@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from data.sparse_regression import EXAMPLES, TEST, TRAIN, SparseData, simulate
+from data.sparse_regression import EXAMPLES, TEST, TRAIN, ChainRows, SparseData, simulate
 from experiment import options, report
 from experiment.run import Diverged, Run, joined, part
 from experiment.training import load_optimizer_state, optimizer_state, train
@@ -59,13 +59,8 @@ class Chains:
         self.args, self.example, self.name = args, EXAMPLES[args.example], f"example {args.example}"
         seeds = range(args.seed, args.seed + args.seeds)
         self.keys = list(itertools.product(seeds, range(args.restarts)))
-        self.of_data = torch.arange(args.seeds).repeat_interleave(args.restarts)
-        self.x_all, self.y_all, self.x_test_all, self.y_test = (
-            torch.from_numpy(np.stack([getattr(d, name) for d in data])) for name in ("x", "y", "x_test", "y_test")
-        )  # (data set, rows, p), (data set, rows)
-        self.y, self.y_test = self.y_all[self.of_data], self.y_test[self.of_data]  # (chain, rows)
-        self.floor = torch.tensor([d.floor for d in data])[self.of_data]
-        self.observations, p = self.x_all.shape[1:]
+        self.rows = ChainRows(data, torch.arange(args.seeds).repeat_interleave(args.restarts))
+        self.observations, p = self.rows.observations, self.rows.p
         self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
         self.net = ChainMLP([stream(s, "init", r) for s, r in self.keys], 1, p, args.hidden)
         self.first, others = self.net.weight1, [x for name, x in self.net.named_parameters() if name != "weight1"]
@@ -95,19 +90,6 @@ class Chains:
         )
         self.iterations = 0
         self.finite = torch.zeros(len(self.keys), dtype=torch.int64)  # iterations before the first non-finite one
-        self.see(torch.arange(p).expand(len(self.keys), p))
-
-    def see(self, columns: Tensor) -> None:
-        """Let the chains see these variables only, (chain, variables)."""
-        self.columns, p = columns, self.x_all.shape[-1]
-        if torch.equal(columns, torch.arange(p).expand(len(columns), p)):  # chains of one data set share all of it
-            x, self.offset = self.x_all, self.of_data * self.observations
-            self.x_test = self.x_test_all[self.of_data]
-        else:
-            pairs = list(zip(self.of_data, columns, strict=True))
-            x, self.x_test = (torch.stack([of[d][:, c] for d, c in pairs]) for of in (self.x_all, self.x_test_all))
-            self.offset = torch.arange(len(self.keys)) * self.observations
-        self.x = x.flatten(0, 1)  # (rows of all, variables)
 
     def selected(self) -> Tensor:
         """Which of the variables that the chains see are not pruned, (chain, variables)."""
@@ -128,12 +110,12 @@ class Chains:
         state.update({name: take(x) for name, x in state.items()})
         for parts in (self.prior.mask.keep, self.prior.decays):
             parts[0] = take(parts[0])
-        self.see(self.columns.gather(1, index))
+        self.rows.see(self.rows.columns.gather(1, index))
         self.count(left)
 
     def count(self, left: Tensor) -> None:
         """Draw noise for so many variables of every chain."""
-        rest = self.total - self.x_all.shape[-1] * self.first.shape[-1]
+        rest = self.total - self.rows.p * self.first.shape[-1]
         self.noise.used = [rest + n * self.first.shape[-1] for n in left.tolist()]
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
@@ -155,9 +137,9 @@ class Chains:
         for rows in order[:, : self.batches * args.train].split(args.train, dim=1):
             self.iterations += 1
             self.sampler.param_groups[0]["lr"] = cosine_cycle(args.lr, total, args.cycles, self.iterations)
-            x = self.x.index_select(0, (rows + self.offset[:, None]).flatten()).unflatten(0, rows.shape)
+            x, y = self.rows.batch(rows)  # (chain, n, variables), (chain, n)
             self.sampler.zero_grad()
-            loss = self.loss(self.net(x)[:, 0], self.y.gather(1, rows))
+            loss = self.loss(self.net(x)[:, 0], y)
             loss.sum().backward()
             self.sampler.step()
             self.prior.prune()
@@ -170,16 +152,16 @@ class Chains:
     @torch.no_grad()
     def scores(self) -> dict[str, Tensor]:
         """Test error, size and selection of every chain, (chain) each."""
-        output = self.net(self.x_test)[:, 0]
+        output, y = self.net(self.rows.x_test)[:, 0], self.rows.y_test
         if self.example.classification:
-            right = ((output > 0) == (self.y_test > 0)).double().mean(-1)
-            columns = {"accuracy": 100 * right, "loss": self.loss(output, self.y_test)}
+            right = ((output > 0) == (y > 0)).double().mean(-1)
+            columns = {"accuracy": 100 * right, "loss": self.loss(output, y)}
         else:
-            columns = {"mse": self.loss(output, self.y_test), "mse_floor": self.floor}
+            columns = {"mse": self.loss(output, y), "mse_floor": self.rows.floor}
         keep = self.selected()
         kept = sum(mask.flatten(1).sum(1) for mask in self.prior.mask.keep)
-        prunable = sum(w[0].numel() for w in self.prior.layers[1:]) + self.x_all.shape[-1] * self.first.shape[-1]
-        relevant = (keep & (self.columns < self.example.relevant)).sum(1)
+        prunable = sum(w[0].numel() for w in self.prior.layers[1:]) + self.rows.p * self.first.shape[-1]
+        relevant = (keep & (self.rows.columns < self.example.relevant)).sum(1)
         return columns | {
             "sparsity": (prunable - kept) / self.total,
             "parameters_kept": self.total - prunable + kept,
@@ -193,8 +175,8 @@ class Chains:
     def norms(self) -> dict[str, Tensor]:
         """Mean square of the weights that leave an input: of every relevant one, the largest of the others, (chain)."""
         size = INPUTS.mean_square(self.first).flatten(1)  # (chain, variables)
-        columns = {f"x{j + 1}": size.where(self.columns == j, 0.0).amax(1) for j in range(self.example.relevant)}
-        return columns | {"others": size.where(self.columns >= self.example.relevant, 0.0).amax(1)}
+        columns = {f"x{j + 1}": size.where(self.rows.columns == j, 0.0).amax(1) for j in range(self.example.relevant)}
+        return columns | {"others": size.where(self.rows.columns >= self.example.relevant, 0.0).amax(1)}
 
     def evaluate(self, epoch: int) -> list[dict] | None:
         """A row of metrics.csv per chain, every -record epochs and at the end; None if all chains have diverged."""
@@ -221,8 +203,8 @@ class Chains:
     def bic(self) -> Tensor:
         """Bayesian information criterion on the training data, in nats x 2, (chain)."""
         n = self.observations
-        x = [self.x[o : o + n] for o in self.offset.tolist()]
-        loss = self.loss(self.net(torch.stack(x))[:, 0], self.y).double()
+        x, y = self.rows.batch(torch.arange(n).expand(len(self.keys), n))
+        loss = self.loss(self.net(x)[:, 0], y).double()
         misfit = 2 * n * loss if self.example.classification else n * loss.log()
         return misfit + self.scores()["parameters_kept"] * math.log(n)
 
@@ -232,7 +214,7 @@ class Chains:
         rows = []
         for i, (seed, restart) in enumerate(self.keys):
             numbers = {name: float(x[i]) if alive[i] else np.nan for name, x in columns.items()}
-            variables = (self.columns[i][self.selected()[i]] + 1).tolist() if alive[i] else []
+            variables = (self.rows.columns[i][self.selected()[i]] + 1).tolist() if alive[i] else []
             shown = " ".join(map(str, variables[:20])) + (" ..." if len(variables) > 20 else "")
             rows.append(
                 {"example": self.args.example, "seed": seed, "restart": restart} | numbers | {"variables": shown}
@@ -261,7 +243,7 @@ class Chains:
                     "finite": self.finite,
                     "iterations": torch.tensor(self.iterations),
                     "order": generator_states(self.order),
-                    "columns": self.columns.contiguous(),
+                    "columns": self.rows.columns.contiguous(),
                 },
             }
         )
@@ -269,7 +251,7 @@ class Chains:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         own = part("own", state)
         self.first.data = torch.empty_like(state["net.weight1"])  # as many variables as were left
-        self.see(own["columns"])
+        self.rows.see(own["columns"])
         for name in ("net", "prior", "noise"):
             getattr(self, name).load_state_dict(part(name, state))
         load_optimizer_state(self.net, self.sampler, part("optimizer", state))

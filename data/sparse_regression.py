@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 TRAIN, TEST = 10_240, 1_024  # rows
 BOUND = 10.0  # of the normals behind the variables
@@ -86,3 +88,38 @@ def simulate(number: int, seed: int, train: int = TRAIN, test: int = TEST) -> Sp
     example, rng = EXAMPLES[number], np.random.default_rng([seed, number, 0x5E1])
     x, y, _ = _rows(example, rng, train)
     return SparseData(x, y, *_rows(example, rng, test))
+
+
+class ChainRows:
+    """The data of chains: several chains may share a data set, and each sees those variables that it still uses.
+
+    of_data: which of the data sets a chain has, (chain).
+
+    `columns` (chain, variables) are the variables that the chains see, at first all of them; `x_test` (chain, rows,
+    variables) and `y`, `y_test` (chain, rows) are what belongs to them.
+    """
+
+    def __init__(self, data: Sequence[SparseData], of_data: Tensor):
+        self.of_data = of_data
+        self._x, self._x_test, y, y_test = (
+            torch.from_numpy(np.stack([getattr(d, name) for d in data])) for name in ("x", "x_test", "y", "y_test")
+        )
+        self.y, self.y_test = y[of_data], y_test[of_data]
+        self.floor = torch.tensor([d.floor for d in data])[of_data]
+        self.observations, self.p = self._x.shape[1:]
+        self.see(torch.arange(self.p).expand(len(of_data), self.p))
+
+    def see(self, columns: Tensor) -> None:
+        """Let the chains see these variables only."""
+        self.columns = columns
+        if torch.equal(columns, torch.arange(self.p).expand(len(columns), self.p)):  # shared, not copied for each chain
+            x, x_test, owner = self._x, self._x_test[self.of_data], self.of_data
+        else:
+            pairs, owner = list(zip(self.of_data, columns, strict=True)), torch.arange(len(columns))
+            x, x_test = (torch.stack([of[d][:, c] for d, c in pairs]) for of in (self._x, self._x_test))
+        self._rows, self._first, self.x_test = x.flatten(0, 1), owner[:, None] * self.observations, x_test
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Training rows (chain, n) of every chain's own data: x (chain, n, variables) and y (chain, n)."""
+        x = self._rows.index_select(0, (rows + self._first).flatten())
+        return x.unflatten(0, rows.shape), self.y.gather(1, rows)

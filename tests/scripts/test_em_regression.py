@@ -259,15 +259,15 @@ def test_the_networks_compute_the_same_without_pruned_variables(chains, kept):
     one.prior.mask.keep[0] &= keep[:, None, :, None]
     one.prior.prune()
     rho, size = one.sampler.state[one.first]["rho"].clone(), one.first.detach().square().sum()
-    outputs = lambda: (one.net(one.x_test)[:, 0].detach(), one.bic(), one.selected().sum(1))  # noqa: E731
+    outputs = lambda: (one.net(one.rows.x_test)[:, 0].detach(), one.bic(), one.selected().sum(1))  # noqa: E731
     before = outputs()
     one.compact()
-    assert one.first.shape == (3, 1, max(1, *kept), 4) and one.x_test.shape[-1] == max(1, *kept)
+    assert one.first.shape == (3, 1, max(1, *kept), 4) and one.rows.x_test.shape[-1] == max(1, *kept)
     for a, b in zip(before, outputs(), strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(one.first.detach().square().sum(), size)
-    for chain, columns, mask in zip(range(3), one.columns, keep, strict=True):
-        left = one.columns[chain][one.selected()[chain]].tolist()
+    for chain, columns, mask in zip(range(3), one.rows.columns, keep, strict=True):
+        left = one.rows.columns[chain][one.selected()[chain]].tolist()
         assert left == mask.nonzero().flatten().tolist() and columns.unique().numel() == len(columns)
         assert torch.equal(one.sampler.state[one.first]["rho"][chain, 0], rho[chain, 0][columns])
     one.epoch()  # and goes on
@@ -297,7 +297,7 @@ def test_minibatches_are_passes_through_all_rows(chains, monkeypatch):
     first, second = (torch.cat(seen[i : i + 8], 1) for i in (0, 8))
     assert len(seen) == 16 and not torch.equal(first, second)
     for epoch in (first, second):
-        assert torch.equal(epoch.sort(1).values, one.y.sort(1).values)
+        assert torch.equal(epoch.sort(1).values, one.rows.y.sort(1).values)
 
 
 def test_the_em_step_comes_at_the_first_batch_after_the_warm_up(chains, monkeypatch):
