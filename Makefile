@@ -116,6 +116,7 @@ SBP := $(VENV)/bin/python sbp_cnn.py -resume 1
 FC := $(SBP) -model lenet-fc
 FIVE := $(SBP) -model lenet5 -amp 1
 TUNED := -noise_lr 10 -kl_weight 5 -threshold_sweep 40
+COST := -c sbp -noise_lr 10 -warmup 2 -kl_layers 100 40
 HELD_OUT := $(FC) -val 0.1 -pretrained runs/sbp_validation/fc_dense -sn 40
 
 results-sbp: $(RUN)
@@ -135,6 +136,13 @@ results-sbp: $(RUN)
 	$(FC) -val 0.1 -c dense -sn 30 -out runs/sbp_validation/fc_dense
 	$(HELD_OUT) -c sbp -noise_lr 10 -out runs/sbp_validation/fc_sbp_noise10
 	$(HELD_OUT) -c sbp -noise_lr 10 -kl_weight 5 -out runs/sbp_validation/fc_sbp_noise10_kl5
+	$(SBP) -model lenet5 -val 0.1 -c dense -sn 12 -out runs/sbp_lenet5_validation/dense
+	$(SBP) -model lenet5 -val 0.1 -pretrained runs/sbp_lenet5_validation/dense $(COST) -sn 20 -decay 12 -threshold_sweep 20 \
+	    -out runs/sbp_lenet5_validation/cost
+	$(SBP) -model lenet5 -c dense -sn 30 -out runs/sbp_lenet5/dense
+	$(SBP) -model lenet5 -pretrained runs/sbp_lenet5/dense $(COST) -sn 25 -threshold_sweep 40 -out runs/sbp_lenet5/cost
+	$(VENV)/bin/python -m figures.structured_pruning threshold figures/sbp_lenet5.png runs/sbp_lenet5/cost
+	for name in sbp_lenet5 sbp_lenet5_validation; do $(VENV)/bin/python -m experiment.compare $$name runs/$$name || exit 1; done
 	$(VENV)/bin/python -m experiment.compare sbp_mnist runs/sbp
 	$(VENV)/bin/python -m experiment.compare sbp_validation runs/sbp_validation
 	$(VENV)/bin/python -m figures.structured_pruning threshold figures/sbp_threshold.png runs/sbp/fc_sbp_1 runs/sbp/fc_sbp_tuned_1 runs/sbp/l5_sbpa_1
@@ -142,24 +150,24 @@ results-sbp: $(RUN)
 	$(VENV)/bin/python -m figures.structured_pruning curves figures/sbp_curves.png runs/sbp
 
 # the reduced schedules of EM-MCMC on images
-EM := $(VENV)/bin/python em_cnn.py -model resnet20 -resume 1 -sn 6 -cycles 2 -samples_per_cycle 2
-SPARSE := -rule square -eps0 1e-2 -soft 4e-3
+EM := $(VENV)/bin/python em_cnn.py -data fmnist -model resnet20 -resume 1 -sn 4 -cycles 2 -samples_per_cycle 1
+SPARSE := -rule square -soft 4e-3 -hard 3e-4 -warmup 1
+EXAMPLE = $(VENV)/bin/python em_regression.py -resume 1 -example $(1) -out runs/em_regression/example$(1)
 
 results-em: $(RUN)
-	for example in 1 2 3; do \
-	    $(VENV)/bin/python em_regression.py -example $$example -resume 1 -out runs/em_regression/example$$example || exit 1; \
-	done
-	for example in 1 2 3; do \
-	    mkdir -p results/em_regression_$$example; \
-	    cp $(foreach file,args.json command.sh environment.json summary.json table.csv,runs/em_regression/example$$example/$(file)) \
-	        results/em_regression_$$example || exit 1; \
-	done
+	$(call EXAMPLE,1)
+	$(call EXAMPLE,2)
+	$(call EXAMPLE,3) -restarts 3
+	$(call keep,runs/em_regression/example1,em_regression_1)
+	$(call keep,runs/em_regression/example2,em_regression_2)
+	$(call keep,runs/em_regression/example3,em_regression_3)
 	$(VENV)/bin/python -m figures.em_selection figures/em_selection.png $(addprefix runs/em_regression/example,1 2 3)
-	$(EM) -data fmnist -dense 1 -out runs/em/fmnist_dense
-	$(EM) -data fmnist -c sgd -out runs/em/fmnist_sgd
-	$(EM) -data fmnist $(SPARSE) -hard 3e-4 -out runs/em/fmnist_sparse
+	$(EM) -dense 1 -out runs/em/fmnist_dense
+	$(EM) -c sgd -out runs/em/fmnist_sgd
+	$(EM) $(SPARSE) -eps0 1e-2 -out runs/em/fmnist_sparse
+	$(EM) $(SPARSE) -eps0 2e-2 -out runs/em/fmnist_sparse_2
 	$(VENV)/bin/python -m experiment.compare em_images runs/em
-	$(VENV)/bin/python -m figures.em_sparsity figures/em_sparsity.png $(wildcard runs/em/*)
+	$(VENV)/bin/python -m figures.em_sparsity figures/em_sparsity.png runs/em/*
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -73,6 +73,11 @@ def group_prior(args: Namespace, net: nn.Module) -> GroupSpikeSlab:
     )
 
 
+def cut(net: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+    """The network without the channels that are zero or that nothing reads; a layer keeps one at least."""
+    return cut_channels(net, shape, *zero_channels(net), keep_one=True)
+
+
 class Chain(Classifier):
     """One network of one seed."""
 
@@ -154,13 +159,9 @@ class Chain(Classifier):
             row |= {"tau_mean": float(taus.mean()), "tau_sd": float(taus.std())}
         return row
 
-    def cut(self) -> nn.Module:
-        """The network without the channels that are zero or that nothing reads."""
-        return cut_channels(self.net, self.data.shape, *zero_channels(self.net), keep_one=True)
-
     def result(self) -> dict:
         """Numbers of table.csv."""
-        row, small, shape = super().result(), self.cut(), self.data.shape
+        row, small, shape = super().result(), cut(self.net, self.data.shape), self.data.shape
         row |= {f"groups_{name}": share for name, share in self.pruner.summary().items()}
         outputs = [sum(m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)) for net in (small, self.net)]
         probabilities = predict(member(small, self.recipe, amp=self.amp), self.data.test, self.args.test).exp()
@@ -220,7 +221,7 @@ def cut_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None:
         net = network(args, data)
         load_pretrained(net, run.folder)
         net = net.to(memory_format=torch.channels_last).eval()
-        small = cut_channels(net, data.shape, *zero_channels(net), keep_one=True)
+        small = cut(net, data.shape)
         if args.speed and shrunk.parameters(small) < shrunk.parameters(net):
             times = shrunk.speed_ups(net, small, data.shape, device.resolve(args.device))
             write_csv(run.folder / "speed.csv", pd.DataFrame([{"seed": seed} | times]))

@@ -78,8 +78,8 @@ def _speed_up(dense: Callable[[], object], small: Callable[[], object], finish: 
 def speed_ups(dense: nn.Module, small: nn.Module, shape: tuple[int, int, int], device: torch.device) -> dict:
     """Wall-clock speed-up on the CPU in torch and in ONNX Runtime, and on `device` if that is a GPU: `speedup_cpu_1`...
 
-    dense, small: in evaluation mode, batch norm folded in both. The two take turns. ONNX columns are None where
-    onnxruntime is not installed.
+    dense, small: in evaluation mode, batch norm folded in both or in neither. The two take turns. ONNX columns are None
+    where onnxruntime is not installed.
     """
     layout = torch.channels_last  # the fastest, of both
     dense, small = (copy.deepcopy(net).cpu().to(memory_format=layout) for net in (dense, small))

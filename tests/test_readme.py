@@ -37,11 +37,12 @@ def printed_by(example: str) -> str:
 
 
 def test_the_examples_run():
-    sampler, noise = re.findall(r"```python\n(.*?)```", README, re.S)
+    sampler, noise, groups = re.findall(r"```python\n(.*?)```", README, re.S)
     sparsity = float(re.search(r"tensor\((.*)\)", printed_by(sampler)).group(1))
     assert 0.42 < sparsity < 0.44  # 0.5 (1 - 0.99^200)
     hidden = int(re.search(r"in_features=(\d+), out_features=3", printed_by(noise)).group(1))
     assert hidden < 50
+    assert printed_by(groups) == "tensor([0, 1, 2])\n"
 
 
 def test_every_link_leads_somewhere():
