@@ -41,7 +41,8 @@ def draw(folders: Sequence[Path], file: Path | None = None) -> Path:
         n = rows["seed"].nunique()
         axis.set(title=f"Example {args['example']}, n = {n}", xlabel="epoch")
     axes[0, 0].set_ylabel("mean square of the weights of an input")
-    axes[0, -1].legend(fontsize=8)
+    most = max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
+    most.legend(fontsize=7, ncols=2, loc="lower right")
     return save(figure, Path(folders[0]), "em_selection.png", file)
 
 

@@ -36,6 +36,8 @@ def title(args: dict) -> str:
     name = f"{NAMES[args['model']]} on {TITLES.get(args['data'], args['data'])}, {METHODS[args['c']]}"
     settings = {"KL": args["kl_weight"], "noise step": args["noise_lr"]}
     changed = [f"{what} x {value:g}" for what, value in settings.items() if value != 1]
+    if args["c"] == "sbp" and args.get("kl_layers"):
+        changed.append(f"KL of the first layers x {', '.join(f'{value:g}' for value in args['kl_layers'])}")
     return "\n".join([name, *([", ".join(changed)] if changed else [])])
 
 
