@@ -142,7 +142,8 @@ results-sbp: $(RUN)
 	$(SBP) -model lenet5 -c dense -sn 30 -out runs/sbp_lenet5/dense
 	$(SBP) -model lenet5 -pretrained runs/sbp_lenet5/dense $(COST) -sn 25 -threshold_sweep 40 -out runs/sbp_lenet5/cost
 	$(VENV)/bin/python -m figures.structured_pruning threshold figures/sbp_lenet5.png runs/sbp_lenet5/cost
-	for name in sbp_lenet5 sbp_lenet5_validation; do $(VENV)/bin/python -m experiment.compare $$name runs/$$name || exit 1; done
+	$(FC) -data mnist-random -dense_sn 30 -sn 30 -noise_lr 10 -allow_empty 1 -out runs/sbp_random/fc_1
+	for name in sbp_lenet5 sbp_lenet5_validation sbp_random; do $(VENV)/bin/python -m experiment.compare $$name runs/$$name || exit 1; done
 	$(VENV)/bin/python -m experiment.compare sbp_mnist runs/sbp
 	$(VENV)/bin/python -m experiment.compare sbp_validation runs/sbp_validation
 	$(VENV)/bin/python -m figures.structured_pruning threshold figures/sbp_threshold.png runs/sbp/fc_sbp_1 runs/sbp/fc_sbp_tuned_1 runs/sbp/l5_sbpa_1
@@ -151,7 +152,7 @@ results-sbp: $(RUN)
 
 # the reduced schedules of EM-MCMC on images
 EM := $(VENV)/bin/python em_cnn.py -data fmnist -model resnet20 -resume 1 -sn 4 -cycles 2 -samples_per_cycle 1
-SPARSE := -rule square -soft 4e-3 -hard 3e-4 -warmup 1
+SPARSE := $(EM) -rule square -warmup 1
 EXAMPLE = $(VENV)/bin/python em_regression.py -resume 1 -example $(1) -out runs/em_regression/example$(1)
 
 results-em: $(RUN)
@@ -164,8 +165,10 @@ results-em: $(RUN)
 	$(VENV)/bin/python -m figures.em_selection figures/em_selection.png $(addprefix runs/em_regression/example,1 2 3)
 	$(EM) -dense 1 -out runs/em/fmnist_dense
 	$(EM) -c sgd -out runs/em/fmnist_sgd
-	$(EM) $(SPARSE) -eps0 1e-2 -out runs/em/fmnist_sparse
-	$(EM) $(SPARSE) -eps0 2e-2 -out runs/em/fmnist_sparse_2
+	$(SPARSE) -eps0 1e-2 -soft 4e-3 -hard 3e-4 -out runs/em/fmnist_sparse
+	$(SPARSE) -eps0 2e-2 -soft 4e-3 -hard 3e-4 -out runs/em/fmnist_sparse_2
+	$(SPARSE) -eps0 2e-2 -soft 6e-3 -hard 4e-4 -out runs/em/fmnist_sparse_4
+	$(SPARSE) -eps0 2e-2 -soft 1e-2 -hard 1e-3 -out runs/em/fmnist_sparse_3
 	$(VENV)/bin/python -m experiment.compare em_images runs/em
 	$(VENV)/bin/python -m figures.em_sparsity figures/em_sparsity.png runs/em/*
 
