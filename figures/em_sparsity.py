@@ -29,9 +29,8 @@ class Sampled:
 
     @property
     def name(self) -> str:
-        if self.args["c"] == "sgd":
-            return "SGD"
-        return "dense" if self.args["dense"] else f"hard {self.args['hard']:g}"
+        """The settings of the group prior."""
+        return ", ".join(f"{name} {self.args[name]:g}" for name in ("eps0", "soft", "hard"))
 
 
 def read(folder: Path) -> Sampled:
