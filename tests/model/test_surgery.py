@@ -183,14 +183,15 @@ def test_the_cut_network_is_the_whole_one_without_the_removed_units(kind, seed, 
 @nets
 @pytest.mark.parametrize("scored", [False, True])
 def test_a_network_with_nothing_removed_is_unchanged(kind, scored):
-    net, x = network(kind)
+    folded = "lenet" not in kind  # whose rounding in float32 depends on the processor
+    net, x = network(kind, dtype=torch.float64 if folded else torch.float32)
     scores = {site: torch.full((shapes(net)[site[0]][site[1]],), 0.5) for site in sites(shapes(net))} if scored else {}
     gone = removal(shapes(net), scores, 0.5)
     assert not gone.empty and all(mask.all() for mask in gone.kept.values())
     small = cut(net, gone)
-    torch.testing.assert_close(logits(small, x), logits(net, x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(small, x), logits(net, x), rtol=1e-12, atol=1e-12)
     assert not any(isinstance(module, Select) for module in small) and shapes(small) == shapes(net)
-    if "lenet" in kind:
+    if not folded:
         assert torch.equal(logits(small, x), logits(net, x))
         assert small.state_dict().keys() == net.state_dict().keys()
         assert all(torch.equal(p, small.get_parameter(name)) for name, p in net.named_parameters())
