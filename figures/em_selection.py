@@ -21,7 +21,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 def draw(folders: Sequence[Path], file: Path | None = None) -> Path:
     """Draw the figure of run folders, by default into the first one."""
-    figure, axes = plt.subplots(1, len(folders), figsize=(5 * len(folders), 4), squeeze=False)
+    figure, axes = plt.subplots(1, len(folders), figsize=(4 * len(folders), 3.4), squeeze=False)
     for axis, folder in zip(axes[0], folders, strict=True):
         args = json.loads((folder / "args.json").read_text())
         table = pd.read_csv(folder / "table.csv")
