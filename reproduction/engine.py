@@ -1,0 +1,126 @@
+"""Runs cells, on this machine or on a cluster, each once.
+
+A cell runs as a process of its own, which holds the cell's lock for as long as it lives: the lock (flock) belongs to
+the open file, and the script inherits it. So no cell runs twice at once, whoever starts it and whoever is killed,
+and a cell whose starter was killed is waited for, not started again. On several machines the folder has to be shared
+by them, with locks (a local disk or NFS; not every parallel file system has them).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from joblib import Parallel, delayed, parallel_config
+
+from experiment.run import write_text
+
+from .cells import ROOT, Cell, Place
+
+DIVERGED = 3  # exit status; of a batch the other chains' results are there
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: finished, or failed with an error; seconds: that it ran now."""
+
+    id: str
+    state: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Wait for the lock and hold it; yields its file descriptor, for a child process to hold it as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def run_cell(cell: Cell, place: Place, threads: int | None = None) -> Outcome:
+    """Run a cell, or go on with it, unless it is finished.
+
+    threads: of torch and BLAS; default theirs.
+    """
+    began = time.monotonic()
+    try:
+        with locked(place.beside(cell, "lock")) as lock:
+            if place.state(cell, locked=True) == "finished":
+                return Outcome(cell.id, "finished")
+            place.beside(cell, "failed").unlink(missing_ok=True)
+            code, last = run_script(place.words(cell), place.beside(cell, "log"), lock, threads)
+            seconds = time.monotonic() - began
+            if code in (0, DIVERGED) and place.state(cell, locked=True) == "finished":
+                return Outcome(cell.id, "finished", seconds, last if code else "")
+            error = last if code > 0 else f"killed by signal {-code}" if code else f"{cell.product} is missing"
+            write_text(place.beside(cell, "failed"), json.dumps({"code": code, "error": error}) + "\n")
+    except OSError as error:  # a full disk
+        return Outcome(cell.id, "failed", time.monotonic() - began, f"{error.strerror}: {error.filename or place.root}")
+    return Outcome(cell.id, "failed", seconds, error)
+
+
+def run_script(words: list[str], log: Path, lock: int, threads: int | None) -> tuple[int, str]:
+    """Run a script with its output in a log; returns its exit status and its last line."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    with log.open("w") as output:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock,),
+        )
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return done.returncode, lines[-1][-300:] if lines else ""
+
+
+def waves(cells: list[Cell]) -> Iterator[list[Cell]]:
+    """Cells in groups, each of which needs earlier groups only."""
+    left, done = list(cells), set()
+    while left:
+        ready = [cell for cell in left if done.issuperset(cell.before)]
+        yield ready
+        done.update(cell.id for cell in ready)
+        left = [cell for cell in left if cell.id not in done]
+
+
+def run_cells(cells: list[Cell], place: Place, jobs: int, scheduler: str | None = None) -> Iterator[Outcome]:
+    """Run cells, jobs at a time, or on a dask.distributed cluster; yields outcomes as they come.
+
+    A cell that needs a failed one fails as well; all others go on.
+    """
+    with contextlib.ExitStack() as stack:
+        if scheduler:
+            from distributed import Client
+
+            stack.enter_context(Client(scheduler))
+            stack.enter_context(parallel_config("dask", wait_for_workers_timeout=60))
+            jobs, threads = -1, None
+        else:
+            stack.enter_context(parallel_config("threading"))  # every cell is a process of its own
+            threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+        failed: set[str] = set()
+        for wave in waves(cells):
+            ready = [cell for cell in wave if failed.isdisjoint(cell.before)]
+            outcomes = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(
+                delayed(run_cell)(cell, place, threads) for cell in ready
+            )
+            for outcome in outcomes:
+                if outcome.state == "failed":
+                    failed.add(outcome.id)
+                yield outcome
+            for cell in set(wave) - set(ready):
+                failed.add(cell.id)
+                yield Outcome(cell.id, "failed", error=f"needs {', '.join(failed.intersection(cell.before))}")
