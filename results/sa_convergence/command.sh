@@ -1,1 +1,0 @@
-python sa_convergence.py

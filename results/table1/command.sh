@@ -1,1 +1,0 @@
-python lr_simulation.py -seeds 10 -out runs/lr_simulation/table1

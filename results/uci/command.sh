@@ -1,1 +1,0 @@
-python uci_run.py -table 1 -resume 1
