@@ -38,6 +38,7 @@ SETTINGS += [
     "hard",
 ]
 SETTINGS += ["dc", "da", "iterations", "epochs", "restarts"]
+SUMMARY = ["theta_star", "slope", "slope_se"]  # of summary.json, of sa_convergence.py
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 SAME = ["data", "aug", "model", "scale", "pruning", "target", "anneal", "val", "sn", "milestones"]
 SAME += ["noise_lr", "kl_weight", "kl_layers", "dense", "eps0", "soft", "hard"]  # of methods that can be compared
@@ -61,12 +62,13 @@ def rows(cell: Cell, place: Place, protocol: str) -> pd.DataFrame:
     if cell.evaluates:
         return table.assign(sn=args["sn"], protocol=protocol, cell=cell.name)
     details = [row for row in summary.get("cells", []) if "seed" in row]  # diagnostics of every chain
-    others = [pd.DataFrame(details)] if details else []
+    others = [pd.json_normalize(details)] if details else []
     speeds = [pd.read_csv(path) for path in sorted(folder.rglob("speed.csv"))]
     for other in [*others, *([pd.concat(speeds)] if speeds else [])]:
         table = table.merge(other, how="left", on=[name for name in other if name in table])
     settings = {name: args[name] for name in SETTINGS if name in args and name not in table}
     settings = {name: " ".join(map(str, x)) if isinstance(x, list) else x for name, x in settings.items()}
+    settings |= {name: summary[name] for name in SUMMARY if name in summary}
     where = {"seconds": summary["seconds"]} | {name: environment[name] for name in HARDWARE}
     return table.assign(**settings, protocol=protocol, cell=cell.name, **where)
 
