@@ -209,7 +209,7 @@ def sbp_vgg(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
     if protocol == "cpu":
         yield make("dense", "dense", "-scale 0.25 -sn 16")
         for c in ("sbp", "sbpa"):
-            yield make(c, c, "-scale 0.25 -pretrained @dense -lr 1e-4 -sn 12 -threshold_sweep 20")
+            yield make(c, c, "-scale 0.25 -pretrained @dense -lr 1e-4 -sn 8 -threshold_sweep 20")
 
 
 def em_regression(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
