@@ -52,15 +52,22 @@ class Diverged(RuntimeError):
 
 
 class RunError(ValueError):
-    """The run folder cannot be used: unwritable, another run's, or damaged."""
+    """The run folder cannot be used: unwritable, full, another run's, or damaged."""
 
 
 def replace_file(path: Path, write) -> None:
-    """write(temporary path), then rename it to `path`: readers see the old file or the new one."""
+    """write(temporary path), then rename it to `path`: readers see the old file or the new one.
+
+    Raises:
+        RunError: it cannot be written, as on a full disk; the old file is whole.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{path} cannot be written: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

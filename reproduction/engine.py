@@ -21,7 +21,7 @@ from pathlib import Path
 
 from joblib import Parallel, delayed, parallel_config
 
-from experiment.run import write_text
+from experiment.run import RunError, write_text
 
 from .cells import ROOT, Cell, Place
 
@@ -64,8 +64,8 @@ def run_cell(cell: Cell, place: Place, threads: int | None = None) -> Outcome:
                 return Outcome(cell.id, "finished", seconds, last if code else "")
             error = last if code > 0 else f"killed by signal {-code}" if code else f"{cell.product} is missing"
             write_text(place.beside(cell, "failed"), json.dumps({"code": code, "error": error}) + "\n")
-    except OSError as error:  # a full disk
-        return Outcome(cell.id, "failed", time.monotonic() - began, f"{error.strerror}: {error.filename or place.root}")
+    except (OSError, RunError) as error:  # a full disk
+        return Outcome(cell.id, "failed", time.monotonic() - began, str(error))
     return Outcome(cell.id, "failed", seconds, error)
 
 

@@ -143,12 +143,12 @@ def test_a_full_disk_is_an_error_and_does_no_damage(stand_in, place, monkeypatch
     run_cell(done, place)
 
     def full(*_, **__):
-        raise OSError(28, "No space left on device", "x")
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "run_script", full)
         outcome = run_cell(cell, place)
-    assert (outcome.state, outcome.error) == ("failed", "No space left on device: x")
+    assert (outcome.state, outcome.error) == ("failed", "[Errno 28] No space left on device")
     assert place.state(done) == "finished"
     assert run_cell(cell, place).state == "finished"
 

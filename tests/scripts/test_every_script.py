@@ -1,5 +1,9 @@
 """What is the same for every script."""
 
+import shlex
+import subprocess
+
+import pandas as pd
 import pytest
 
 import bayes_cnn
@@ -10,6 +14,7 @@ import posterior_cnn
 import sa_convergence
 import sbp_cnn
 import uci_run
+from tests.conftest import ENVIRONMENT, ROOT
 
 SCRIPTS = [lr_simulation, uci_run, posterior_cnn, bayes_cnn, sbp_cnn, em_cnn, em_regression, sa_convergence]
 
@@ -23,3 +28,21 @@ def test_every_flag_is_explained(module, capsys):
     assert stop.value.code == 0
     for action in parser._actions:
         assert action.help and action.option_strings[0] in text
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_error_and_loses_nothing(script, tmp_path):
+    """A limit on the size of files stands in for it: the checkpoint does not fit."""
+    tiny = ("-data", "diabetes", "-sn", 6, "-burn", 2, "-train", 50, "-save_every", 0)
+    whole = script.run("uci_run.py", *tiny, out=tmp_path / "whole")
+    command = shlex.join(script.command("uci_run.py", (*tiny, "-resume", 1), tmp_path / "full"))
+    full = subprocess.run(
+        ["bash", "-c", f"ulimit -f 8; exec {command}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    lines = [line for line in full.stderr.splitlines() if "error" in line]
+    assert (full.returncode, len(lines)) == (2, 1)
+    assert "checkpoint.safetensors cannot be written" in lines[0] and "Traceback" not in full.stderr
+    assert not list((tmp_path / "full").rglob("*.tmp")) and not (tmp_path / "full" / "checkpoint.safetensors").exists()
+    again = script.run("uci_run.py", *tiny, "-resume", 1, out=tmp_path / "full")
+    assert again.code == 0
+    pd.testing.assert_frame_equal(again.table, whole.table, check_exact=True)
