@@ -26,12 +26,7 @@ test-fast: $(DEV) lint
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
 bench: $(RUN)
-	$(VENV)/bin/python -m benchmarks.lr_simulation
-	$(VENV)/bin/python -m benchmarks.uci
-	$(VENV)/bin/python -m benchmarks.posterior_cnn
-	$(VENV)/bin/python -m benchmarks.bayes_cnn
-	$(VENV)/bin/python -m benchmarks.sbp_cnn
-	$(VENV)/bin/python -m benchmarks.em_cnn
+	$(VENV)/bin/python -m benchmarks
 
 # $(call keep,RUN_FOLDER,NAME): the small files of a run folder become results/NAME
 keep = mkdir -p results/$(2) && cp $(addprefix $(1)/,args.json command.sh environment.json summary.json table.csv) results/$(2)
