@@ -41,7 +41,7 @@ def steps(bench: Bench, where: torch.device, batch: int, images: int, amp: int) 
     programs["-prune 0"] = Chain(flags(*common, "-prune", 0), data, seed=1)
     programs["-prune 1 -c sa"] = Chain(flags(*common, "-prune", 1, "-gap", 1), data, seed=1)
     runs = {name: finished(program.epoch, where) for name, program in programs.items()}
-    seconds = bench.seconds(runs, rounds=15)
+    seconds = bench.seconds(runs, rounds=9)
     name = f"bayes_cnn, ResNet20, batch {batch}, {'bfloat16' if amp else 'float32'}, {where.type}"
     bench.record(name, "images/s", {case: images / s for case, s in seconds.items()})
 
@@ -71,7 +71,7 @@ def inference(bench: Bench, batch: int) -> None:
             save_onnx(net, SHAPE, file)
             session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
             runs[f"{case}, ONNX Runtime"] = lambda session=session: repeat(session.run, None, {"images": x.numpy()})
-        seconds = bench.seconds(runs, rounds=15)
+        seconds = bench.seconds(runs, rounds=9)
     images = REPEATS * batch
     bench.record(
         f"inference, ResNet20, batch {batch}, cpu", "images/s", {case: images / s for case, s in seconds.items()}

@@ -18,7 +18,7 @@ from experiment import device
 from model.model_zoo_mnist import ConvNet
 from posterior_cnn import Chain, parse
 
-IMAGES = {128: 1280, 1000: 4000}  # minibatch size: images of an epoch
+IMAGES = {128: 1280, 1000: 2000}  # minibatch size: images of an epoch
 
 
 def steps(bench: Bench, batch: int, images: int) -> None:
@@ -29,7 +29,7 @@ def steps(bench: Bench, batch: int, images: int) -> None:
     for method in ("sa", "sghmc"):
         _, args = parse(["-c", method, "-train", str(batch), "-sn", "100000", "-lr", "1e-9"])
         programs[f"-c {method}"] = Chain(args, data, seed=1)
-    seconds = bench.seconds({name: program.epoch for name, program in programs.items()}, rounds=15)
+    seconds = bench.seconds({name: program.epoch for name, program in programs.items()}, rounds=9)
     bench.record(f"posterior_cnn, batch {batch}", "images/s", {name: images / s for name, s in seconds.items()})
 
 

@@ -43,7 +43,7 @@ def steps(bench: Bench, model: str, where: torch.device, images: int, *flags) ->
         chains = {method: chain(method, model, data, Path(folder), *flags) for method in ("dense", "sbp")}
 
         runs = {method: finished(each.epoch, where) for method, each in chains.items()}
-        seconds = bench.seconds(runs, rounds=15)
+        seconds = bench.seconds(runs, rounds=9)
     name = f"sbp_cnn, {' '.join(map(str, (model, *flags)))}, {where.type}"
     bench.record(name, "images/s", {method: images / s for method, s in seconds.items()})
 

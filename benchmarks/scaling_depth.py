@@ -30,4 +30,4 @@ def main(bench: Bench) -> None:
     seconds = bench.seconds(runs, rounds=7)
     cases = {"sgd": "torch.optim.SGD, momentum", "sa": "-prune 1 -c sa"}
     curves = {case: {depth: seconds[name, depth] for depth in depths} for name, case in cases.items()}
-    bench.record_curves(f"bayes_cnn, batch {batch}, cost against depth, {where.type}", "s/step", "depth", curves)
+    bench.record_curves(f"bayes_cnn, batch {batch}, {where.type}, cost against depth", "s/step", "depth", curves)
