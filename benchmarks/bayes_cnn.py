@@ -1,8 +1,9 @@
 """A training step of bayes_cnn.py against the same step with torch.optim.SGD, and the speed of a pruned network.
 
-    python -m benchmarks.bayes_cnn
+    python -m benchmarks -only bayes_cnn
 
-ResNet20 on random bytes of the shape of CIFAR10, on all cores of the CPU; where there is a GPU, on it.
+ResNet20 on random bytes of the shape of CIFAR10, on all cores of the CPU, in bfloat16 where that is fast; where there
+is a GPU, on it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from pathlib import Path
 import torch
 
 from bayes_cnn import Chain, network, parse
-from benchmarks.plain_loop import PlainLoop, fake, finished
-from benchmarks.record import record
+from benchmarks.plain_loop import PlainLoop, fake, fast_bfloat16, finished
+from benchmarks.record import Bench
 from data.augment import RECIPES
 from experiment import device
 from experiment.compressed import save_onnx
-from experiment.timing import interleaved
 from sampler.magnitude_pruning import keep_largest
 
 SHAPE = (3, 32, 32)
@@ -30,7 +30,7 @@ def flags(*arguments) -> object:
     return parse(["-sn", "100000", "-lr", "1e-12", *map(str, arguments)])[1]
 
 
-def steps(where: torch.device, batch: int, images: int, amp: int) -> None:
+def steps(bench: Bench, where: torch.device, batch: int, images: int, amp: int) -> None:
     """Images per second of training."""
     data = fake(images, SHAPE).to(where)
     compiled = where.type == "cuda"
@@ -40,10 +40,10 @@ def steps(where: torch.device, batch: int, images: int, amp: int) -> None:
     programs = {"torch.optim.SGD, momentum": plain}
     programs["-prune 0"] = Chain(flags(*common, "-prune", 0), data, seed=1)
     programs["-prune 1 -c sa"] = Chain(flags(*common, "-prune", 1, "-gap", 1), data, seed=1)
-    runs = {name: finished(program, where) for name, program in programs.items()}
-    seconds = interleaved(runs, rounds=15)
+    runs = {name: finished(program.epoch, where) for name, program in programs.items()}
+    seconds = bench.seconds(runs, rounds=9)
     name = f"bayes_cnn, ResNet20, batch {batch}, {'bfloat16' if amp else 'float32'}, {where.type}"
-    record(name, "images/s", {case: images / s for case, s in seconds.items()})
+    bench.record(name, "images/s", {case: images / s for case, s in seconds.items()})
 
 
 def repeat(function, *arguments) -> None:
@@ -52,7 +52,7 @@ def repeat(function, *arguments) -> None:
         function(*arguments)
 
 
-def inference(batch: int = 256) -> None:
+def inference(bench: Bench, batch: int) -> None:
     """Images per second of a dense and of a 90% sparse ResNet20 on the CPU: zeros among weights save nothing."""
     import onnxruntime
 
@@ -71,21 +71,19 @@ def inference(batch: int = 256) -> None:
             save_onnx(net, SHAPE, file)
             session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
             runs[f"{case}, ONNX Runtime"] = lambda session=session: repeat(session.run, None, {"images": x.numpy()})
-        seconds = interleaved(runs, rounds=15)
+        seconds = bench.seconds(runs, rounds=9)
     images = REPEATS * batch
-    record(f"inference, ResNet20, batch {batch}, cpu", "images/s", {case: images / s for case, s in seconds.items()})
+    bench.record(
+        f"inference, ResNet20, batch {batch}, cpu", "images/s", {case: images / s for case, s in seconds.items()}
+    )
 
 
-def main() -> None:
+def main(bench: Bench) -> None:
     device.prepare()
     where = device.resolve("auto")
     if where.type == "cuda":
-        steps(where, 1000, 50_000, amp=1)
+        steps(bench, where, 1000, bench.size(50_000, 2000), amp=1)
     else:
-        for amp in (1, 0):
-            steps(where, 128, 1280, amp)
-    inference()
-
-
-if __name__ == "__main__":
-    main()
+        for amp in (1, 0) if fast_bfloat16() else (0,):
+            steps(bench, where, *bench.size((128, 1280), (8, 8)), amp)
+    inference(bench, bench.size(256, 4))

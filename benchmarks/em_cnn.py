@@ -1,6 +1,6 @@
 """A training step of em_cnn.py against the same step with torch.optim.SGD.
 
-    python -m benchmarks.em_cnn
+    python -m benchmarks -only em_cnn
 
 ResNet20 on random bytes of the shape of CIFAR10, on all cores of the CPU; where there is a GPU, on it.
 """
@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 
 from benchmarks.plain_loop import PlainLoop, fake, finished
-from benchmarks.record import record
+from benchmarks.record import Bench
 from em_cnn import Chain, network, parse, recipe
 from experiment import device
-from experiment.timing import interleaved
 
 SHAPE = (3, 32, 32)
 
@@ -24,7 +23,7 @@ def flags(*arguments):
     return parse([*map(str, (*common, *arguments))])[1]
 
 
-def steps(where: torch.device, batch: int, images: int, amp: int) -> None:
+def steps(bench: Bench, where: torch.device, batch: int, images: int, amp: int) -> None:
     """Images per second of training."""
     data = fake(images, SHAPE).to(where)
     compiled = where.type == "cuda"
@@ -34,19 +33,15 @@ def steps(where: torch.device, batch: int, images: int, amp: int) -> None:
     programs = {"torch.optim.SGD, momentum": plain}
     programs["-dense 1"] = Chain(flags(*common, "-dense", 1), data, seed=1)
     programs["sparse, an EM step every epoch"] = Chain(flags(*common, "-warmup", 0), data, seed=1)
-    seconds = interleaved({name: finished(program, where) for name, program in programs.items()}, rounds=15)
+    seconds = bench.seconds({name: finished(program.epoch, where) for name, program in programs.items()}, rounds=9)
     name = f"em_cnn, ResNet20, batch {batch}, {'bfloat16' if amp else 'float32'}, {where.type}"
-    record(name, "images/s", {case: images / s for case, s in seconds.items()})
+    bench.record(name, "images/s", {case: images / s for case, s in seconds.items()})
 
 
-def main() -> None:
+def main(bench: Bench) -> None:
     device.prepare()
     where = device.resolve("auto")
     if where.type == "cuda":
-        steps(where, 1000, 50_000, amp=1)
+        steps(bench, where, 1000, bench.size(50_000, 2000), amp=1)
     else:
-        steps(where, 128, 1280, amp=0)
-
-
-if __name__ == "__main__":
-    main()
+        steps(bench, where, *bench.size((128, 1280), (8, 8)), amp=0)

@@ -1,30 +1,27 @@
 """Chain-iterations per second of lr_simulation.py against a plain NumPy loop over one chain.
 
-python -m benchmarks.lr_simulation
+python -m benchmarks -only lr_simulation
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from benchmarks.record import record
-from data.simulation import simulate
+from benchmarks.record import Bench
+from data.simulation import LinearData, simulate
 from experiment import device
-from experiment.timing import interleaved
 from lr_simulation import Simulation, parse
-
-ITERATIONS = 2000
 
 
 class NumpyLoop:
     """SGLD-SA on one chain, the equations written down one after the other, in float32."""
 
-    def __init__(self, seed: int, v0: float = 0.1, sd: float = 1.0):
-        data = simulate(seed)
-        self.x, self.y = data.x.astype(np.float32), data.y.astype(np.float32)
+    def __init__(self, data: LinearData, v0: float = 0.1, sd: float = 1.0, seed: int = 1):
+        self.x, self.y = (np.asarray(part, np.float32) for part in (data.x, data.y))
         self.n, self.p = self.x.shape
         self.rng = np.random.default_rng(seed)
         self.v0, self.v1, self.sigma2 = np.float32(v0), np.float32(10), np.float32(sd**2)
@@ -33,8 +30,8 @@ class NumpyLoop:
         self.kappa0, self.kappa1 = np.ones(self.p, np.float32), np.ones(self.p, np.float32)
         self.k = 0
 
-    def run(self) -> None:
-        for _ in range(ITERATIONS):
+    def run(self, iterations: int) -> None:
+        for _ in range(iterations):
             self.k += 1
             lr = np.float32(0.001 * self.k ** (-1 / 3))
             omega = np.float32(min(0.1, 1000 / (100 + self.k) ** 0.7))
@@ -58,34 +55,43 @@ class NumpyLoop:
             self.beta = beta
 
 
-def program(seeds: int, compiled: str) -> tuple[Simulation, int]:
-    _, args = parse(["-seeds", str(seeds), "-compile", compiled])
+def affordable(limit: float) -> int:
+    """The largest of 10, 100 and 1000 iterations up to a limit, 10 at least."""
+    return max([n for n in (100, 1000) if n <= limit], default=10)
+
+
+def program(data: Sequence[LinearData], *flags, compiled: bool, iterations: int) -> tuple[Simulation, int]:
+    """The cells of the flags, by default the 12 of Table 1, on these data sets, and how many chains these are.
+
+    iterations: a power of 10 that `advance` will be asked for.
+    """
+    thin = min(100, iterations)
+    burn = 500_000 // thin - 10  # no draw is kept before an end that is never reached
+    common = ("-seeds", len(data), "-p", data[0].x.shape[1], "-compile", int(compiled), "-thin", thin, "-burn", burn)
+    _, args = parse([*map(str, (*common, *flags))])
     cells = list(itertools.product(args.c, args.v0, args.sd))
-    simulation = Simulation(args, cells, [simulate(args.seed + s) for s in range(seeds)])
-    return simulation, seeds * len(cells)
+    return Simulation(args, cells, data), len(data) * len(cells)
 
 
-def main() -> None:
+def advance(simulation: Simulation, iterations: int) -> None:
+    for _ in range(iterations // simulation.args.thin):
+        simulation.epoch()
+
+
+def main(bench: Bench) -> None:
     torch.set_grad_enabled(False)
     device.prepare()
-    loop = NumpyLoop(1)
+    data = [simulate(1 + i) for i in range(10)]
+    loop, iterations = NumpyLoop(data[0]), bench.size(2000, 10)
+    kinds = bench.size({"compiled": True, "eager": False}, {"eager": False})
     programs = {
-        f"{12 * seeds} chains, {kind}": program(seeds, compiled)
+        f"{12 * seeds} chains, {kind}": program(data[:seeds], compiled=compiled, iterations=iterations)
         for seeds in (1, 10)
-        for kind, compiled in (("compiled", "1"), ("eager", "0"))
+        for kind, compiled in kinds.items()
     }
-
-    def advance(name: str) -> None:
-        simulation, _ = programs[name]
-        for _ in range(ITERATIONS // simulation.args.thin):
-            simulation.epoch()
-
-    alternatives = {"NumPy loop, 1 chain": loop.run}
-    alternatives |= {name: lambda name=name: advance(name) for name in programs}
-    seconds = interleaved(alternatives)
-    rates = {name: (programs[name][1] if name in programs else 1) * ITERATIONS / s for name, s in seconds.items()}
-    record("lr_simulation", "chain-iterations/s", rates)
-
-
-if __name__ == "__main__":
-    main()
+    alternatives = {"NumPy loop, 1 chain": lambda: loop.run(iterations)}
+    alternatives |= {name: lambda each=each: advance(each, iterations) for name, (each, _) in programs.items()}
+    seconds = bench.seconds(alternatives, rounds=7)
+    chains = {"NumPy loop, 1 chain": 1} | {name: count for name, (_, count) in programs.items()}
+    rates = {name: chains[name] * iterations / s for name, s in seconds.items()}
+    bench.record("lr_simulation", "chain-iterations/s", rates)

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from data.augment import Recipe
 from data.image_sets import ImageData, MemoryImages
+from experiment.timing import interleaved
 
 
 def fake(n: int, shape: tuple[int, int, int]) -> ImageData:
@@ -18,15 +19,22 @@ def fake(n: int, shape: tuple[int, int, int]) -> ImageData:
     return ImageData(tuple("0123456789"), *parts)
 
 
-def finished(program, where: torch.device) -> Callable[[], None]:
-    """One epoch, until the device has done it."""
+def finished(run: Callable[[], object], where: torch.device) -> Callable[[], None]:
+    """`run`, until the device has done it."""
 
-    def run() -> None:
-        program.epoch()
+    def wait() -> None:
+        run()
         if where.type == "cuda":
             torch.cuda.synchronize(where)
 
-    return run
+    return wait
+
+
+def fast_bfloat16(size: int = 256) -> bool:
+    """Does the CPU compute in bfloat16 faster than in float32? Without instructions for it, ten times more slowly."""
+    pair = [(x, x) for x in (torch.randn(size, size), torch.randn(size, size, dtype=torch.bfloat16))]
+    seconds = interleaved({str(a.dtype): lambda a=a, b=b: a @ b for a, b in pair})
+    return seconds["torch.bfloat16"] < seconds["torch.float32"]
 
 
 class PlainLoop:

@@ -1,6 +1,6 @@
 """Chain-steps per second of uci_run.py (20 splits x 3 methods) against a plain one-chain torch loop.
 
-    python -m benchmarks.uci
+    python -m benchmarks -only uci
 
 The data are random numbers of the shape of Boston housing, so that no download is needed.
 """
@@ -8,17 +8,17 @@ The data are random numbers of the shape of Boston housing, so that no download 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.record import record
+from benchmarks.record import Bench
 from data import uci
-from experiment.timing import interleaved
 from uci_run import METHODS, Cell, Regression, parse
 
-ROWS, FEATURES, EPOCHS = 506, 13, 20
+ROWS, FEATURES = 506, 13
 
 
 class TorchLoop:
@@ -35,10 +35,10 @@ class TorchLoop:
         self.kappa1 = [torch.full_like(w, 1e-4) for w in self.layers]
         self.delta, self.sigma, self.k = [0.5, 0.5], 10.0, 0
 
-    def run(self) -> None:
+    def run(self, epochs: int) -> None:
         lr, momentum, n, v0, v1, a, b = 1e-5, 0.9, len(self.x), 0.1, 10.0, 1.0, 10.0
         weights = sum(w.numel() for w in self.layers)
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             order = torch.randperm(n)
             for rows in order[: n // 50 * 50].split(50):
                 self.k += 1
@@ -72,25 +72,30 @@ class TorchLoop:
                     self.sigma = math.sqrt((1 - omega) * self.sigma**2 + omega * root**2)
 
 
-def main() -> None:
-    torch.set_num_threads(1)  # as uci_run.py does; the loop is no slower for it
+def random_splits(count: int) -> list[uci.Split]:
+    """Train-test splits of random numbers in the shape of Boston housing."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((ROWS, FEATURES))
     y = 22 + x @ rng.normal(0, 3, FEATURES) + rng.normal(0, 3, ROWS)
-    splits = [uci.split(x, y, seed) for seed in range(20)]
-    _, args = parse(["-data", "boston", "-c", "all", "-seeds", "20"])
-    cells = [Cell(method, 1.003) for method in METHODS]
-    regression, loop = Regression(args, "boston", cells, splits), TorchLoop(splits[0])
-
-    def epochs() -> None:
-        for _ in range(EPOCHS):
-            regression.epoch()
-
-    seconds = interleaved({"torch loop, 1 chain": loop.run, "60 chains": epochs})
-    steps = EPOCHS * regression.batches
-    chains = {"torch loop, 1 chain": 1, "60 chains": 60}
-    record("uci_run", "chain-steps/s", {name: chains[name] * steps / s for name, s in seconds.items()})
+    return [uci.split(x, y, seed) for seed in range(count)]
 
 
-if __name__ == "__main__":
-    main()
+def program(splits: list[uci.Split], methods: Sequence[str] = METHODS) -> Regression:
+    """A chain of every method on every split."""
+    _, args = parse(["-data", "boston", "-seeds", str(len(splits))])
+    return Regression(args, "boston", [Cell(method, 1.003) for method in methods], splits)
+
+
+def advance(regression: Regression, epochs: int) -> None:
+    for _ in range(epochs):
+        regression.epoch()
+
+
+def main(bench: Bench) -> None:
+    torch.set_num_threads(1)  # as uci_run.py does; the loop is no slower for it
+    splits, epochs = random_splits(20), bench.size(20, 1)
+    regression, loop = program(splits), TorchLoop(splits[0])
+    alternatives = {"torch loop, 1 chain": lambda: loop.run(epochs), "60 chains": lambda: advance(regression, epochs)}
+    seconds = bench.seconds(alternatives, rounds=7)
+    chains, steps = {"torch loop, 1 chain": 1, "60 chains": 60}, epochs * regression.batches
+    bench.record("uci_run", "chain-steps/s", {name: chains[name] * steps / s for name, s in seconds.items()})
