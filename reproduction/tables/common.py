@@ -1,0 +1,199 @@
+"""What the modules of the tables share: rows of the CSV files, means beside published numbers, and numbers as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiment import report
+
+WHERE = ["protocol", "hardware"]  # rows that differ in one of these are never averaged
+COMMITTED = ("full", "cpu")  # protocols that may stand in one table, in rows of their own
+METHODS = ["dense", "sa", "em", "sghmc", "sgld", "sgd", "dropout", "vanilla", "sbp", "sbpa", "ssl", "sparsevd"]
+NAMES = {
+    "sa": "SGHMC-SA",
+    "em": "SGHMC-EM",
+    "sghmc": "SGHMC",
+    "dropout": "Dropout",
+    "vanilla": "Vanilla",
+    "mnist": "MNIST",
+    "fmnist": "Fashion-MNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "lenet-fc": "LeNet-fc",
+    "lenet5": "LeNet5",
+    "vgglike": "VGG-like",
+    "resnet20": "ResNet20",
+    "mnist-random": "MNIST, random labels",
+    "energy-efficiency": "Energy",
+    "power-plant": "Power plant",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is printed.
+
+    title, note: without and with the place where its numbers come from.  frame: strings.
+    differences: from the published numbers in standard errors, as far as they are known.
+    """
+
+    title: str
+    note: str
+    frame: pd.DataFrame
+    differences: list[float] = field(default_factory=list)
+
+
+def name(word: str) -> str:
+    """Of data and methods, for people."""
+    return NAMES.get(word, word[:1].upper() + word[1:])
+
+
+def protocols(protocol: str) -> tuple[str, ...]:
+    """Those that stand in a table of this one: the committed ones together, quick alone."""
+    return COMMITTED if protocol in COMMITTED else (protocol,)
+
+
+def load(folder: Path, table: str, protocol: str, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """Rows of a CSV file of this protocol, none where there is no file; with the column `hardware`.
+
+    columns: that are there in any case.
+    """
+    path = folder / f"{table}.csv"
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    wanted = dict.fromkeys([*rows.columns, "protocol", "cell", "cpu", "gpu", "torch", "commit", *columns])
+    rows = rows.reindex(columns=list(wanted))
+    rows = rows[rows["protocol"].isin(protocols(protocol))].reset_index(drop=True)
+    return rows.assign(hardware=rows["gpu"].astype(object).where(rows["gpu"].notna(), rows["cpu"]).map(plain))
+
+
+def published(table: str, protocol: str) -> pd.DataFrame:
+    """A table of a paper; without rows for the quick protocol, whose data and schedules are others."""
+    rows = report.published(table)
+    return rows if protocol in COMMITTED else rows.iloc[:0]
+
+
+def plain(hardware) -> str:
+    """A processor's name without signs."""
+    if pd.isna(hardware):
+        return ""
+    return re.sub(r"\s+", " ", str(hardware).replace("(R)", "").replace(" Processor", "").strip())
+
+
+def provenance(*tables: pd.DataFrame) -> str:
+    """'Protocol cpu; AMD EPYC; torch 2.15; commits ...' of the rows of some tables."""
+    rows = pd.concat([t.reindex(columns=["protocol", "hardware", "torch", "commit"]) for t in tables])
+
+    def all_of(column: str) -> list[str]:
+        return [str(x) for x in pd.unique(rows[column].dropna()) if str(x)]
+
+    parts = [f"protocol {', '.join(all_of('protocol'))}"] if len(rows) else ["not run"]
+    parts += [", ".join(all_of("hardware"))]
+    parts += [f"torch {', '.join(all_of('torch'))}"] if all_of("torch") else []
+    commits = [commit[:7] for commit in all_of("commit")]
+    parts += [f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"] if commits else []
+    text = "; ".join(part for part in parts if part)
+    return text[:1].upper() + text[1:] + "."
+
+
+def keyed(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """With '' in the place of missing settings, since a missing key falls out of groups and of merges."""
+    filled = {key: table[key].astype(object).where(table[key].notna(), "") for key in by}
+    return table.assign(**filled)
+
+
+def means(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """`over_seeds` by setting, protocol and hardware."""
+    by = [*by, *(key for key in WHERE if key not in by)]
+    if table.empty:
+        return pd.DataFrame(columns=[*by, "n", *(f"{m}_{what}" for m in metrics for what in ("mean", "sd", "se"))])
+    numbers = table[list(metrics)].astype(float)
+    return report.over_seeds(keyed(table, by).assign(**numbers), by, list(metrics))
+
+
+def differences(table: pd.DataFrame, first: str, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """`paired_differences` by setting, protocol and hardware."""
+    by = [*by, *(key for key in WHERE if key not in by)]
+    found = report.paired_differences(keyed(table, by), first, by, list(metrics))
+    return found if len(found) else pd.DataFrame(columns=[*by, "difference"])
+
+
+def with_published(ours: pd.DataFrame, paper: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Our rows and the published ones side by side, either of them empty where there is none.
+
+    Metrics of the paper get the ending _published.
+    """
+    renamed = keyed(paper, by).rename(columns={c: f"{c}_published" for c in paper if c not in by})
+    return keyed(ours, by).merge(renamed, how="outer", on=list(by), sort=False)
+
+
+def ordered(table: pd.DataFrame, **orders: Sequence) -> pd.DataFrame:
+    """Sorted by columns, each of them in a given order; what is not in it comes last."""
+
+    def place(column: pd.Series) -> pd.Series:
+        places = {value: i for i, value in enumerate(orders[column.name])}
+        return column.map(lambda value: places.get(value, len(places)))
+
+    return table.sort_values(list(orders), key=place, kind="stable", ignore_index=True)
+
+
+def in_se(ours: float, se: float, paper: float, paper_se: float = 0.0) -> float:
+    """(ours - published) in standard errors of the difference; NaN where ours has none."""
+    if pd.isna(ours) or pd.isna(se) or pd.isna(paper):
+        return np.nan
+    spread = float(np.hypot(se, 0.0 if pd.isna(paper_se) else paper_se))
+    return (ours - paper) / spread if spread > 0 else np.nan
+
+
+def pm(mean: float, spread: float = np.nan, digits: int = 2) -> str:
+    """'1.23 ± 0.05'."""
+    return report.plus_minus(mean, spread, digits).replace("+-", "±")
+
+
+def of(row, metric: str, digits: int = 2, scale: float = 1.0, spread: str = "sd") -> str:
+    """Mean ± sd of a row of `means`."""
+    return pm(scale * row[f"{metric}_mean"], scale * row[f"{metric}_{spread}"], digits)
+
+
+def number(value: float, digits: int = 2, sign: str = "") -> str:
+    """'' where there is none."""
+    return "" if pd.isna(value) else f"{value:{sign}z.{digits}f}"
+
+
+def short(value) -> str:
+    """A setting: '' or the number without trailing zeros."""
+    if value == "" or pd.isna(value):
+        return ""
+    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def pair(*values: str, between: str = " / ") -> str:
+    """'a / b', '' where all are."""
+    return between.join(values) if any(values) else ""
+
+
+def count(value) -> str:
+    """n, '' where nothing was run."""
+    return "" if pd.isna(value) else str(int(value))
+
+
+def finished(rows: list[dict], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Printed rows as a frame; protocol and hardware only where rows differ in them.
+
+    columns: of an empty one.
+    """
+    frame = pd.DataFrame(rows, columns=None if rows else list(columns)).fillna("").astype(str)
+    for key in WHERE:
+        if key in frame and len(set(frame[key]) - {""}) < 2:
+            frame = frame.drop(columns=key)
+    return frame
+
+
+def where(row) -> dict[str, str]:
+    """The columns protocol and hardware of a printed row."""
+    return {key: short(row[key]) for key in WHERE if key in row}
