@@ -6,8 +6,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from .common import COMMITTED, METHODS, WHERE, Table, count, differences, finished, in_se, keyed, load, means, name
-from .common import number, of, ordered, pair, pm, provenance, published, short, where, with_published
+from .rows import (
+    COMMITTED,
+    WHERE,
+    differences,
+    in_se,
+    keyed,
+    load,
+    means,
+    ordered,
+    provenance,
+    published,
+    with_published,
+)
+from .text import METHODS, Table, count, finished, name, number, of, pair, pm, short, where
 
 SETTING = ["method", "v0", "sd"]
 RELEASED, DECREASING = (1000.0, 100.0), (10.0, 1000.0)  # dc and da
@@ -43,7 +55,9 @@ def table1(folder: Path, protocol: str) -> Table:
     printed, known = [], []
     for row in ordered(table, **ORDER).to_dict("records"):
         line = {"method": row["method"], "v0": short(row["v0"]), "sigma_0": short(row["sd"]), "n": count(row["n"])}
-        line |= {"test MAE": of(row, "mae"), "test MSE": of(row, "mse"), "finds beta_1, beta_2": finds(row)} | where(row)
+        line |= {"test MAE": of(row, "mae"), "test MSE": of(row, "mse"), "finds beta_1, beta_2": finds(row)} | where(
+            row
+        )
         for ending in ("paper", "notebook"):
             values = [row[f"{m}_{ending}_published"] for m in metrics]
             apart = [in_se(row[f"{m}_mean"], row[f"{m}_se"], x) for m, x in zip(metrics, values, strict=True)]
@@ -53,9 +67,9 @@ def table1(folder: Path, protocol: str) -> Table:
             known += apart if ending == "paper" else []
         printed.append(line)
     note = (
-        "Mean ± sd over n simulated data sets. Finds: share of data sets in which the posterior mean of the coefficient "
-        "exceeds half of its true value. *: the paper's table, quoted from memory and unconfirmed; notebook: the "
-        "authors', of one data set. Differences from them in our own standard errors. " + provenance(rows)
+        "Mean ± sd over n simulated data sets. Finds: share of data sets in which the posterior mean of the "
+        "coefficient exceeds half of its true value. *: the paper's table, quoted from memory and unconfirmed; "
+        "notebook: the authors', of one data set. Differences from them in our own standard errors. " + provenance(rows)
     )
     return Table("Linear regression, p = 1000 and n = 100: test errors", note, finished(printed), known)
 
