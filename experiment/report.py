@@ -31,12 +31,12 @@ def over_seeds(table: pd.DataFrame, by: list[str], metrics: list[str]) -> pd.Dat
 def paired_differences(table: pd.DataFrame, first: str, by: list[str], metrics: list[str]) -> pd.DataFrame:
     """Method `first` minus every other method, paired by seed: mean, standard error and n.
 
-    Empty where `first` is not in the table.
+    Nothing for settings without `first`.
     """
     rows = []
-    if first not in set(table["method"]):
-        return pd.DataFrame(rows)
     for setting, group in table.groupby(by, sort=False):
+        if first not in set(group["method"]):
+            continue
         wide = group.pivot(index="seed", columns="method", values=metrics)
         for other in [m for m in group["method"].unique() if m != first]:
             row = dict(zip(by, setting, strict=True)) | {"difference": f"{first} - {other}"}

@@ -23,7 +23,8 @@ from experiment.run import write_csv
 from .cells import Cell, Place
 
 # of args.json, where table.csv has no such column
-SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT", "milestones", "val"]
+SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT"]
+SETTINGS += ["anneal", "milestones", "val"]
 SETTINGS += [
     "noise_lr",
     "kl_weight",
