@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from experiment.run import NOT_IDENTITY
+
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("-out", "-resume")  # flags of a command that say nothing of its numbers
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ class Place:
         return "interrupted" if self.beside(cell, "log").exists() else "open"
 
     def same(self, cell: Cell) -> bool:
-        """Is the run in its folder of its command? Paths count by their last part: folders may have been moved."""
+        """Is the run in its folder of its command, but for the order of the flags and for those without a say?"""
+        no_say = {f"-{name}" for name in NOT_IDENTITY}
+        no_say |= {flag for flag, word in itertools.pairwise(cell.command) if word.startswith("@")}  # moved folders
 
         def plain(words: list[str]) -> list[str]:
-            pairs = zip(["", *words], words, strict=False)
-            kept = [word for before, word in pairs if word not in ELSEWHERE and before not in ELSEWHERE]
-            return [Path(word).name for word in kept]
+            pairs = itertools.pairwise(["", *words])
+            return sorted(word for before, word in pairs if word not in no_say and before not in no_say)
 
         done = shlex.split((self.folder(cell) / "command.sh").read_text())[1:]
         return plain(done) == plain(self.words(cell))

@@ -67,7 +67,10 @@ def on_images(folder: Path, table: str, protocol: str, settings: dict[str, str],
     for row in ordered(rows, **orders).to_dict("records"):
         first, other = row["difference"].split(" - ")
         line = {"difference": f"{name(first)} − {name(other)}"}
-        line |= {title: name(short(row[key])) if key in ("data", "model") else short(row[key]) for key, title in settings.items()}
+        line |= {
+            title: name(short(row[key])) if key in ("data", "model") else short(row[key])
+            for key, title in settings.items()
+        }
         line |= {"n": count(row["seeds"]), "accuracy": signed(row, "accuracy", 2), "NLL": signed(row, "nll", 4)}
         line |= {"accuracy: se over seeds": number(row["accuracy_se_seeds"], 2)}
         line |= {"NLL: se over seeds": number(row["nll_se_seeds"], 4)}

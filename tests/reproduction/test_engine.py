@@ -121,13 +121,13 @@ def test_cells_wait_for_those_that_they_need():
 
 
 def test_a_folder_with_another_commands_run_is_not_finished(stand_in, place):
-    cell = stand_in("a", "-sn", 5)
+    cell = stand_in("a", "-sn", 5, "-pretrained", "@b")
     folder = place.folder(cell)
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
-    (folder / "command.sh").write_text(f"python {cell.command[0]} -sn 5 -out elsewhere -resume 1\n")
+    (folder / "command.sh").write_text(f"python {cell.command[0]} -speed 0 -pretrained old/place -out elsewhere -sn 5\n")
     assert place.state(cell) == "finished"
-    (folder / "command.sh").write_text(f"python {cell.command[0]} -sn 6 -out elsewhere -resume 1\n")
+    (folder / "command.sh").write_text(f"python {cell.command[0]} -pretrained old/place -out elsewhere -sn 6\n")
     assert place.state(cell) == "other flags"
 
 
