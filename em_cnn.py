@@ -90,16 +90,17 @@ class Chain(Classifier):
         with options.about("-eps0"):
             prior = group_prior(args, net)
         if args.c == "em":
-            sampler = PreconditionedSGHMC(
-                net.parameters(),
-                args.lr,
-                observations=len(data.train),
-                temperature=args.temperature if args.temperature is not None else 1 / len(data.train),
-                momentum=args.momentum,
-                eta=args.eta,
-                decay=prior.decay,
-                noise=FlatNoise(generators["noise"]),
-            )
+            with options.about("-lr, -temperature, -eta"):
+                sampler = PreconditionedSGHMC(
+                    net.parameters(),
+                    args.lr,
+                    observations=len(data.train),
+                    temperature=args.temperature if args.temperature is not None else 1 / len(data.train),
+                    momentum=args.momentum,
+                    eta=args.eta,
+                    decay=prior.decay,
+                    noise=FlatNoise(generators["noise"]),
+                )
         else:
             sampler = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.eps1)
         super().__init__(

@@ -62,6 +62,8 @@ BAD = [
     (("-samples_per_cycle", 3), ("-samples_per_cycle", "3 of a cycle of 2 epochs")),
     (("-eps0", 1e-4), ("-eps0", "0.0001", "eps1 = 0.0005")),
     (("-eps0", 1e-4, "-dense", 1), ("-eps0", "0.0001", "eps1 = 0.0005")),
+    (("-temperature", 1e25), ("-temperature", "1e+25", "overflows")),
+    (("-temperature", 1e200, "-dense", 1), ("-temperature", "1e+200", "overflows")),
     (("-scale", 0.5), ("-scale", "resnet20 has one width", "densenet")),
     (("-scale", 0.5, "-model", "resnet18"), ("-scale", "resnet18 has one width", "densenet")),
     (("-export", "there", "-save", 0), ("-export", "-save 1")),
