@@ -22,14 +22,14 @@ from data import images
 from data.augment import RECIPES, Recipe
 from data.image_sets import ImageData
 from experiment import device, distributed, options, report
-from experiment.board import Board, summary_writer
 from experiment.classification import scores
-from experiment.classifier import AVERAGED, METRICS, Classifier
-from experiment.compressed import check_export, export
+from experiment.classifier import AVERAGED, METRICS, Classifier, generators
+from experiment.compressed import export
+from experiment.ending import conclude
 from experiment.pretrained import load_pretrained
 from experiment.priors import network_prior
-from experiment.run import NOT_IDENTITY, Diverged, Run
-from experiment.seeds import fit, fit_seeds, folders, split, table_of
+from experiment.run import NOT_IDENTITY, Run
+from experiment.seeds import check_kept, fit, fit_seeds, folders, split, table_of
 from model.resnet import ResNet, blocks_per_stage
 from sampler import SGHMC, FlatNoise, MagnitudePruner, SSGLPrior
 from sampler.magnitude_pruning import keep_largest_units, keep_likeliest
@@ -43,7 +43,7 @@ SPARSE = {"lr": 2e-9, "invT": 1000.0, "anneal": 1.005}  # and for -prune 1
 EPOCH = 50  # iterations of a published epoch: 50,000 images in minibatches of 1000
 PRUNING = ("weight", "unit", "rho")
 # flags that the stem of a default folder's name tells, or that are no part of it
-IN_THE_STEM = ("c", "sparse", "data", "depth", "seed", "seeds", "prune", *NOT_IDENTITY)
+IN_THE_STEM = ("c", "sparse", "data", "depth", "prune", *NOT_IDENTITY)
 
 
 def recipe(args: Namespace) -> Recipe:
@@ -75,19 +75,18 @@ class Chain(Classifier):
     """One network of one seed."""
 
     def __init__(self, args: Namespace, data: ImageData, seed: int, folder: Path | None = None):
-        self.args = args
         torch.manual_seed(stream(seed, "init").initial_seed())
         net = network(args, data)
         self.potential_scale = args.N or len(data.train)  # N
         self.dense: dict[str, float] = {}  # scores of the network at the start
-        generators = {"order": stream(seed, "order")}
-        generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
+        sources = generators(seed, data)
         with options.about("-momentum"):
             check_sghmc(args.lr, args.momentum)
-        noise = FlatNoise(generators["noise"])
+        noise = FlatNoise(sources["noise"])
         # delay: the released counter is one ahead
         prior = network_prior(args, net, self.potential_scale, plain=not args.prune, delay=1, delta=args.theta)
         super().__init__(
+            args,
             f"{args.data} {args.c if args.prune else 'dense'} seed {seed}",
             data,
             net,
@@ -95,14 +94,9 @@ class Chain(Classifier):
             SGHMC(net.parameters(), lr=args.lr, momentum=args.momentum, invT=args.invT, noise=noise),
             prior,
             magnitude_pruner(args, prior, sum(p.numel() for p in net.parameters())),
-            generators,
-            amp=bool(args.amp),
-            compiled=bool(args.compile),
-            test_batch=args.test,
-            folder=None,
-            board=Board(folder if args.tensorboard else None),
+            sources,
+            folder=folder,
         )
-        self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
 
     def start_from(self, weights: Path) -> None:
         """Load a trained network, and keep its scores."""
@@ -181,23 +175,17 @@ def parse(argv: list[str] | None = None):
     v0, v1 = PRESETS[args.preset]
     published = {"sparse": args.preset, "v0": v0, "v1": v1} | (SPARSE if args.prune else DENSE)
     published["milestones"] = [math.ceil(args.sn * tenths / 10) for tenths in (7, 9)]
-    for name, value in published.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    parser.fill(args, published)
     if args.gpu is not None:
         args.device = f"cuda:{args.gpu}"
-    parser.set_defaults(**published)
     return parser, args
 
 
 def folder_name(parser: options.Parser, args: Namespace) -> str:
     """Name of the default folder; a dense run's does not depend on its other flags, so that -prune 1 finds it."""
-    several = f"_seeds{args.seeds}" if args.seeds > 1 else ""
     if not args.prune:
-        return dense_name(args, args.seed) + several
-    stem = f"{args.c}_{args.sparse:g}_{args.data}_resnet{args.depth}_seed{args.seed}{several}"
-    short = Namespace(**(vars(args) | {"pretrained": args.pretrained and Path(args.pretrained).stem}))
-    return "_".join(filter(None, [stem, parser.changed(short, IN_THE_STEM)]))
+        return dense_name(args, args.seed) + (f"_seeds{args.seeds}" if args.seeds > 1 else "")
+    return parser.folder_name(args, f"{args.c}_{args.sparse:g}_{args.data}_resnet{args.depth}", IN_THE_STEM)
 
 
 def dense_name(args: Namespace, seed: int | str) -> str:
@@ -247,15 +235,15 @@ def scaled(args: Namespace, batches: int) -> Namespace:
 
 def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None:
     """-export: the compact network of every seed, with its table of layers."""
+    places = folders(args, Path(args.export))
     for seed, run in runs.items():
-        folder = Path(args.export) / f"seed{seed}" if len(runs) > 1 else Path(args.export)
         net = ResNet(args.depth, data.shape, len(data.classes))
         load_pretrained(net, run.folder)
         arguments = {"depth": args.depth, "shape": data.shape, "classes": len(data.classes)}
-        layers, sizes = export(net, arguments, folder, bool(args.half))
+        layers, sizes = export(net, arguments, places[seed], bool(args.half))
         print(layers.round(4).to_string(index=False))
         print(
-            f"{folder}: {sizes['compact']:,} bytes, {sizes['compact'] / sizes['dense']:.3f} of the dense file's "
+            f"{places[seed]}: {sizes['compact']:,} bytes, {sizes['compact'] / sizes['dense']:.3f} of the dense file's "
             f"{sizes['dense']:,}; ONNX {sizes['onnx']:,}, zeros included"
         )
 
@@ -289,12 +277,7 @@ def main() -> int:
         Chain(plan, first, args.seed)  # checks the settings
         for path in filter(None, starts.values()):
             load_pretrained(network(args, data), path)
-        if args.tensorboard:
-            summary_writer()
-        if args.export and not args.save:
-            raise ValueError("argument -export: needs -save 1")
-        if args.export:
-            check_export(Path(args.export))
+        check_kept(args)
         run = Run("bayes_cnn", name, vars(args))
     key = {"data": args.data, "model": f"resnet{args.depth}", "aug": args.aug}
     key |= {"method": args.c if args.prune else "dense", "target": args.sparse if args.prune else 0.0}
@@ -311,10 +294,7 @@ def main() -> int:
         show(table_of(runs), args.anneal > 1)
         if args.export:
             export_parts(args, data, runs)
-        print(f"results: {run.folder}")
-    if diverged:
-        raise Diverged(diverged)
-    return 0
+    return conclude(run, diverged)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ from data import images
 from data.augment import RECIPES, Recipe
 from data.image_sets import ImageData
 from experiment import device, distributed, options, report, shrunk
-from experiment.board import Board, summary_writer
 from experiment.classification import scores
-from experiment.classifier import AVERAGED, METRICS, Classifier
-from experiment.compressed import check_export, layer_table
+from experiment.classifier import AVERAGED, METRICS, Classifier, generators
+from experiment.compressed import layer_table
+from experiment.ending import conclude
 from experiment.evaluation import member, predict
 from experiment.pretrained import load_pretrained
-from experiment.run import NOT_IDENTITY, Diverged, Run, write_csv
-from experiment.seeds import fit, fit_seeds, folders, split, table_of
+from experiment.run import NOT_IDENTITY, Run, write_csv
+from experiment.seeds import check_kept, fit, fit_seeds, folders, split, table_of
 from model.image_networks import MODELS, SCALABLE, build
 from model.surgery import cut_channels, zero_channels
 from sampler import FlatNoise, GroupSpikeSlab, PreconditionedSGHMC
@@ -82,27 +82,27 @@ class Chain(Classifier):
     """One network of one seed."""
 
     def __init__(self, args: Namespace, data: ImageData, seed: int, folder: Path | None = None):
-        self.args = args
         torch.manual_seed(stream(seed, "init").initial_seed())
         net = network(args, data)
-        generators = {"order": stream(seed, "order")}
-        generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
+        sources = generators(seed, data)
         with options.about("-eps0"):
             prior = group_prior(args, net)
         if args.c == "em":
-            sampler = PreconditionedSGHMC(
-                net.parameters(),
-                args.lr,
-                observations=len(data.train),
-                temperature=args.temperature if args.temperature is not None else 1 / len(data.train),
-                momentum=args.momentum,
-                eta=args.eta,
-                decay=prior.decay,
-                noise=FlatNoise(generators["noise"]),
-            )
+            with options.about("-lr, -temperature, -eta"):
+                sampler = PreconditionedSGHMC(
+                    net.parameters(),
+                    args.lr,
+                    observations=len(data.train),
+                    temperature=args.temperature if args.temperature is not None else 1 / len(data.train),
+                    momentum=args.momentum,
+                    eta=args.eta,
+                    decay=prior.decay,
+                    noise=FlatNoise(sources["noise"]),
+                )
         else:
             sampler = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.eps1)
         super().__init__(
+            args,
             f"{args.data} {args.model} {args.c} seed {seed}",
             data,
             net,
@@ -110,14 +110,9 @@ class Chain(Classifier):
             sampler,
             prior=None,  # of one weight by itself
             pruner=prior,
-            generators=generators,
-            amp=bool(args.amp),
-            compiled=bool(args.compile),
-            test_batch=args.test,
-            folder=None,
-            board=Board(folder if args.tensorboard else None),
+            generators=sources,
+            folder=folder,
         )
-        self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
 
     def member_epochs(self) -> list[int]:
         """Epochs after which the network joins the ensemble: the last ones of every cycle, sparse ones if it prunes."""
@@ -206,30 +201,27 @@ def parse(argv: list[str] | None = None):
     kept.add_argument("-speed", type=options.switch, default=1, help="1: time the network as cut, if channels went")
     args = parser.parse_args(argv)
     values = SAMPLER[args.c] | {"warmup": round(WARMUP * args.sn)}
-    for name, value in values.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    parser.fill(args, values)
     if args.c == "sgd":
         args.dense = 1
-    parser.set_defaults(**values, dense=int(args.c == "sgd"))
+    parser.set_defaults(dense=int(args.c == "sgd"))
     return parser, args
 
 
 def cut_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None:
     """-speed and -export: the network as cut of every finished seed."""
+    where, places = device.resolve(args.device), folders(args, Path(args.export or "."))
     for seed, run in runs.items():
         net = network(args, data)
         load_pretrained(net, run.folder)
         net = net.to(memory_format=torch.channels_last).eval()
         small = cut(net, data.shape)
         if args.speed and shrunk.parameters(small) < shrunk.parameters(net):
-            times = shrunk.speed_ups(net, small, data.shape, device.resolve(args.device))
-            write_csv(run.folder / "speed.csv", pd.DataFrame([{"seed": seed} | times]))
+            times = shrunk.record_speed(run, seed, net, small, data.shape, where)
             print(f"seed {seed}: " + ", ".join(f"{name} {x:.2f}x" for name, x in times.items() if x))
         if args.export:
-            folder = Path(args.export) / f"seed{seed}" if len(runs) > 1 else Path(args.export)
-            sizes = shrunk.save(small, data.shape, folder)
-            print(f"{folder}: {shrunk.parameters(small):,} parameters, {sizes['pt2']:,} bytes")
+            sizes = shrunk.save(small, data.shape, places[seed])
+            print(f"{places[seed]}: {shrunk.parameters(small):,} parameters, {sizes['pt2']:,} bytes")
 
 
 def show(table: pd.DataFrame) -> None:
@@ -255,15 +247,12 @@ def check(args: Namespace) -> None:
         )
     if args.scale != 1 and args.model not in SCALABLE:
         raise ValueError(f"argument -scale: {args.model} has one width; {', '.join(SCALABLE)} have any above 0")
-    if args.export and not args.save:
-        raise ValueError("argument -export: needs -save 1")
 
 
 def main() -> int:
     parser, args = parse()
     device.prepare()
-    stem = f"{args.c}_{args.data}_{args.model}_seed{args.seed}" + (f"_seeds{args.seeds}" if args.seeds > 1 else "")
-    ignore = (*NOT_IDENTITY, "c", "data", "model", "seed", "seeds")
+    name = parser.folder_name(args, f"{args.c}_{args.data}_{args.model}", (*NOT_IDENTITY, "c", "data", "model"))
     with parser.checked():
         check(args)
         where = device.resolve(args.device)
@@ -271,11 +260,8 @@ def main() -> int:
         distributed.share(torch.arange(args.train), args.train)  # checks -train
         data = images.load(args.data, args.data_dir, args.size, workers=args.workers).to(where)
         Chain(args, split(args, data, args.seed), args.seed)  # checks the settings
-        if args.tensorboard:
-            summary_writer()
-        if args.export:
-            check_export(Path(args.export))
-        run = Run("em_cnn", "_".join(filter(None, [stem, parser.changed(args, ignore)])), vars(args))
+        check_kept(args)
+        run = Run("em_cnn", name, vars(args))
     places = folders(args, run.folder)
     key = {"data": args.data, "model": args.model, "scale": args.scale, "aug": args.aug}
     key |= {"method": args.c, "dense": args.dense}
@@ -288,10 +274,7 @@ def main() -> int:
         show(table_of(runs))
         if args.save:
             cut_parts(args, data, runs)
-        print(f"results: {run.folder}")
-    if diverged:
-        raise Diverged(diverged)
-    return 0
+    return conclude(run, diverged)
 
 
 if __name__ == "__main__":

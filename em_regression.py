@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from data.sparse_regression import EXAMPLES, TEST, TRAIN, ChainRows, SparseData, simulate
 from experiment import options, report
+from experiment.ending import conclude, diverged_chains, diverged_rows
 from experiment.run import Diverged, Run, joined, part
 from experiment.training import load_optimizer_state, optimizer_state, train
 from figures import em_selection
@@ -67,27 +68,29 @@ class Chains:
         self.noise = ChainNoise([stream(s, "noise", r) for s, r in self.keys])
         self.order = [stream(s, "order", r) for s, r in self.keys]
         self.total = self.net.parameters_per_chain()
-        self.prior = GroupSpikeSlab(
-            [getattr(self.net, name) for name in self.net.sparse_layers],
-            self.total,
-            groups=INPUTS,
-            rule=keep_large(INPUTS),
-            eps0=args.eps0,
-            eps1=args.eps1,
-            soft=args.soft,
-            hard=args.hard,
-            chain_dims=2,
-        )
-        self.sampler = PreconditionedSGHMC(
-            [*others, self.first],  # the weights that disappear last, as `ChainNoise.used` needs it
-            args.lr,
-            observations=self.observations,
-            temperature=args.temperature if args.temperature is not None else 1 / math.sqrt(self.observations),
-            momentum=args.momentum,
-            eta=args.eta,
-            decay=self.prior.decay,
-            noise=self.noise,
-        )
+        with options.about("-eps0"):
+            self.prior = GroupSpikeSlab(
+                [getattr(self.net, name) for name in self.net.sparse_layers],
+                self.total,
+                groups=INPUTS,
+                rule=keep_large(INPUTS),
+                eps0=args.eps0,
+                eps1=args.eps1,
+                soft=args.soft,
+                hard=args.hard,
+                chain_dims=2,
+            )
+        with options.about("-lr, -temperature, -eta"):
+            self.sampler = PreconditionedSGHMC(
+                [*others, self.first],  # the weights that disappear last, as `ChainNoise.used` needs it
+                args.lr,
+                observations=self.observations,
+                temperature=args.temperature if args.temperature is not None else 1 / math.sqrt(self.observations),
+                momentum=args.momentum,
+                eta=args.eta,
+                decay=self.prior.decay,
+                noise=self.noise,
+            )
         self.iterations = 0
         self.finite = torch.zeros(len(self.keys), dtype=torch.int64)  # iterations before the first non-finite one
 
@@ -142,7 +145,8 @@ class Chains:
             loss = self.loss(self.net(x)[:, 0], y)
             loss.sum().backward()
             self.sampler.step()
-            self.prior.prune()
+            if not args.dense:
+                self.prior.prune()  # what is masked stays zero
             self.finite += (self.finite == self.iterations - 1) & (loss.detach() < torch.inf)
 
     def alive(self) -> Tensor:
@@ -225,12 +229,7 @@ class Chains:
 
     def divergence(self) -> str:
         """What happened to diverged chains and what helps; '' where all are finite."""
-        gone = ~self.alive()
-        if not gone.any():
-            return ""
-        at = int(self.finite[gone].min()) + 1
-        count = f"{int(gone.sum())} of {len(gone)} chains of {self.name}, the first at iteration {at}"
-        return f"{count}; use a smaller step: -lr {self.args.lr / 10:g}"
+        return diverged_chains(self.name, self.finite, self.alive(), self.args.lr / 10)
 
     def state_dict(self) -> dict[str, Tensor]:
         return joined(
@@ -275,13 +274,8 @@ def parse(argv: list[str] | None = None):
     options.add_run_options(parser)
     parser.set_defaults(seeds=10)
     args = parser.parse_args(argv)
-    setting = SETTINGS[args.example]
-    published = {name: getattr(setting, name) for name in ("epochs", "lr", "eps1", "soft")}
-    published["hidden"] = list(setting.hidden)
-    for name, value in published.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    parser.set_defaults(**published)
+    published = asdict(SETTINGS[args.example])
+    parser.fill(args, published | {"hidden": list(published["hidden"])})
     return parser, args
 
 
@@ -311,35 +305,29 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
 
 def main() -> int:
     parser, args = parse()
-    stem = f"example{args.example}_seed{args.seed}_seeds{args.seeds}"
-    ignore = ("out", "resume", "save_every", "example", "seed", "seeds")
+    name = parser.folder_name(args, f"example{args.example}", ("out", "resume", "save_every", "example"), one=True)
     with parser.checked():
         options.check_warmup(args, args.epochs)
         if args.train > args.n:
             raise ValueError(f"argument -train: {args.train} is more than the {args.n} rows of -n")
-        if args.eps0 < args.eps1:
-            raise ValueError(f"argument -eps0: {args.eps0} is smaller than the {args.eps1} of -eps1")
-        run = Run("em_regression", "_".join(filter(None, [stem, parser.changed(args, ignore)])), vars(args))
-    if not (args.resume and run.finished):
-        torch.set_num_threads(1)  # tensors this small gain nothing from a second thread and lose much on a busy machine
         data = [simulate(args.example, s, args.n, args.test) for s in range(args.seed, args.seed + args.seeds)]
         chains = Chains(args, data)
-        train(chains, run, args.epochs, bool(args.resume))
-        diverged = chains.divergence()
-        if not chains.alive().any():
-            raise Diverged(diverged)
-        table = chains.table()
-        run.finish(table, summary(table) | {"seconds": run.seconds})
-        em_selection.draw([run.folder])
-    else:
-        diverged = ""
+        run = Run("em_regression", name, vars(args))
+    if args.resume and run.finished:
         if not (run.folder / "figures" / "em_selection.png").exists():
             em_selection.draw([run.folder])
-    show(pd.read_csv(run.folder / "table.csv"))
-    print(f"results: {run.folder}")
-    if diverged:
+        show(table := pd.read_csv(run.folder / "table.csv"))
+        return conclude(run, diverged_rows(table, "bic"))
+    torch.set_num_threads(1)  # tensors this small gain nothing from a second thread and lose much on a busy machine
+    train(chains, run, args.epochs, bool(args.resume))
+    diverged = chains.divergence()
+    if not chains.alive().any():
         raise Diverged(diverged)
-    return 0
+    table = chains.table()
+    run.finish(table, summary(table) | {"seconds": run.seconds})
+    em_selection.draw([run.folder])
+    show(pd.read_csv(run.folder / "table.csv"))
+    return conclude(run, diverged)
 
 
 if __name__ == "__main__":

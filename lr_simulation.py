@@ -18,14 +18,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data.simulation import LinearData, simulate
+from data.simulation import LinearData, minibatches, simulate
 from experiment import device, options, report
 from experiment.compiled import Step
-from experiment.diagnostics import convergence, save_netcdf
-from experiment.run import Diverged, Run, joined, part, replace_file
+from experiment.diagnostics import convergence
+from experiment.draws import close_draws, open_draws, write_draws
+from experiment.ending import conclude, diverged_rows, smaller_step
+from experiment.run import Diverged, Run, joined, part
 from experiment.training import train
 from figures.lr_simulation import draw
 from sampler import ChainNoise
@@ -146,7 +147,10 @@ class Simulation:
         for i in range(0, args.thin, size):
             now = slice(i, i + size)
             noise = (self.noise.draw(size, args.p) * scale[now])[:, :, None]
-            self.chains = self.step(self.chains, *self._batch(size), noise, lr[now], omega[now])
+            x, y = self.x, self.y
+            if args.batch is not None:
+                x, y = minibatches(x, y, self.batches, size, args.batch)
+            self.chains = self.step(self.chains, x, y, noise, lr[now], omega[now])
         if self.iterations > args.burn * args.thin:
             self.sum_beta += self.chains.beta
             self.sum_rho += self.chains.rho
@@ -155,16 +159,6 @@ class Simulation:
             if self.draws is not None:
                 self.draws[:, :, self.kept] = self.chains.beta
             self.kept += 1
-
-    def _batch(self, steps: int) -> tuple[Tensor, Tensor]:
-        if self.args.batch is None:
-            return self.x, self.y
-        rows = [
-            torch.rand(steps, self.args.n, generator=g).topk(self.args.batch).indices for g in self.batches
-        ]  # without replacement
-        x = torch.stack([x[i] for x, i in zip(self.x, rows, strict=True)])  # (group, step, batch, p)
-        y = torch.stack([y[0, i] for y, i in zip(self.y, rows, strict=True)])[:, :, None]
-        return x, y
 
     def evaluate(self, done: int) -> list[dict] | None:
         """A metrics row per cell, about a hundred times a run: means over the groups, of the current draw."""
@@ -233,10 +227,6 @@ def parse(argv: list[str] | None = None):
     return parser, args
 
 
-def remedy(args) -> str:
-    return f"use a smaller step: -lr {args.lr / 10:g}"
-
-
 def results(simulation: Simulation, data: list[LinearData]) -> tuple[pd.DataFrame, list[dict], dict[str, Tensor]]:
     """Table rows (one per cell and data set), diagnostics per row, tensors for the figure."""
     args, cells = simulation.args, simulation.cells
@@ -303,23 +293,20 @@ def main() -> int:
     if args.resume and run.finished:
         if not (run.folder / "figures" / "lr_simulation.png").exists():
             draw(run.folder)
-        show(pd.read_csv(run.folder / "table.csv"))
-        print(f"finished before: {run.folder}")
-        return 0
+        show(table := pd.read_csv(run.folder / "table.csv"))
+        return conclude(run, diverged_rows(table, "mse"), done="finished before")
     if args.save_draws:
-        path = run.folder / "draws.npy"
-        shape = (*simulation.trace.shape[:3], args.p)
-        exists = args.resume and path.exists()
-        simulation.draws = np.lib.format.open_memmap(path, "r+" if exists else "w+", np.float32, shape)
+        simulation.draws = open_draws(run.folder, (*simulation.trace.shape[:3], args.p), bool(args.resume))
     torch.set_grad_enabled(False)
     if not train(simulation, run, args.iterations, bool(args.resume), stride=args.thin, unit="it"):
         first_bad = int(simulation.chains.finite.max()) + 1
-        raise Diverged(f"all chains are non-finite from iteration {first_bad} on; {remedy(args)}")
+        raise Diverged(f"all chains are non-finite from iteration {first_bad} on; {smaller_step(args.lr / 10)}")
 
     table, diagnostics, tensors = results(simulation, data)
-    replace_file(run.folder / "posterior.safetensors", lambda file: save_file(tensors, file))
+    run.store("posterior", tensors)
     if args.save_draws:
-        save_draws(simulation, run)
+        names, seeds = [f"{c} v0={v0} sd={sd}" for c, v0, sd in cells], range(args.seed, args.seed + args.seeds)
+        write_draws(run.folder, seeds, names, beta=simulation.draws, sigma=simulation.trace[..., 3].numpy())
     diverged = [row for row in diagnostics if "diverged_at" in row]
     found = [f"found_beta{j}" for j in (1, 2, 3)]
     by = ["method", "v0", "sd"]
@@ -337,31 +324,14 @@ def main() -> int:
     }
     run.finish(table, summary)
     if args.save_draws:
-        (run.folder / "draws.npy").unlink()  # draws.nc has them, and a kill before this line loses nothing
+        close_draws(run.folder)
     draw(run.folder)
     show(table)
-    print(f"results: {run.folder}, figure: {run.folder}/figures/lr_simulation.png")
+    how = ""
     if diverged:
-        first = diverged[0]
-        raise Diverged(
-            f"{len(diverged)} of {len(table)} cells, the first ({first['method']}, v0 {first['v0']}, sd {first['sd']}) "
-            f"at iteration {first['diverged_at']}; {remedy(args)}"
-        )
-    return 0
-
-
-def save_draws(simulation: Simulation, run: Run) -> None:
-    """draws.nc from draws.npy: beta (chain, draw, seed, cell, coefficient) and sigma."""
-    args = simulation.args
-    beta = simulation.draws.reshape(args.seeds, args.chains, *simulation.draws.shape[1:])
-    sigma = simulation.trace[..., 3].numpy().reshape(beta.shape[:-1])
-    coords = {
-        "seed": list(range(args.seed, args.seed + args.seeds)),
-        "cell": [f"{method} v0={v0} sd={sd}" for method, v0, sd in simulation.cells],
-    }
-    variables = {"beta": beta.transpose(1, 3, 0, 2, 4), "sigma": sigma.transpose(1, 3, 0, 2)}
-    dims = {"beta": ["seed", "cell", "coefficient"], "sigma": ["seed", "cell"]}
-    replace_file(run.folder / "draws.nc", lambda file: save_netcdf(file, variables, dims, coords))
+        first = "({method}, v0 {v0}, sd {sd}) at iteration {diverged_at}".format(**diverged[0])
+        how = f"{len(diverged)} of {len(table)} cells, the first {first}; {smaller_step(args.lr / 10)}"
+    return conclude(run, how, figure="lr_simulation")
 
 
 if __name__ == "__main__":

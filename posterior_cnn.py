@@ -26,11 +26,11 @@ from data.augment import RAW, RECIPES, Recipe
 from data.image_sets import ImageData
 from experiment import device, options, report
 from experiment.assessment import attack, load_members, out_of_distribution
-from experiment.board import Board, summary_writer
-from experiment.classifier import AVERAGED, METRICS, Classifier
+from experiment.classifier import AVERAGED, METRICS, Classifier, generators
+from experiment.ending import conclude
 from experiment.priors import network_prior
-from experiment.run import AFTERWARDS, Diverged, Run
-from experiment.seeds import fit, fit_seeds, split, table_of
+from experiment.run import AFTERWARDS, Run
+from experiment.seeds import check_kept, fit, fit_seeds, split, table_of
 from model.model_zoo_mnist import MODELS
 from sampler import SGHMC, FlatNoise, MagnitudePruner
 from sampler.noise import stream
@@ -59,25 +59,24 @@ class Chain(Classifier):
     """One network of one seed."""
 
     def __init__(self, args: Namespace, data: ImageData, seed: int, folder: Path | None = None):
-        self.args = args
         torch.manual_seed(stream(seed, "init").initial_seed())  # initial weights, then dropout
         net, observations = network(args, data), len(data.train)
         params = dict(net.named_parameters())
         sparse = [params[name] for name in net.sparse_layers]
         total = sum(p.numel() for p in params.values())
-        generators = {"order": stream(seed, "order")}
-        generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
+        sources = generators(seed, data)
         if args.c in BAYESIAN:
             lr = args.lr or 0.03 / observations
             with options.about("-momentum"):
                 check_sghmc(lr, args.momentum)
-            noise = FlatNoise(generators["noise"])
+            noise = FlatNoise(sources["noise"])
             sampler = SGHMC(params.values(), lr=lr, momentum=args.momentum, invT=args.invT, noise=noise)
         else:
             sampler = torch.optim.Adam(params.values(), lr=args.lr or 1e-3)  # blind to the potential's scale
         with options.about("-sparse"):
             pruner = MagnitudePruner(sparse, total, args.sparse if args.prune else 0.0, args.cut, args.gap)
         super().__init__(
+            args,
             f"{args.data} {args.c} seed {seed}",
             data,
             net,
@@ -85,14 +84,10 @@ class Chain(Classifier):
             sampler,
             network_prior(args, net, observations, plain=args.c == "sghmc") if args.c in BAYESIAN else None,
             pruner,
-            generators,
-            amp=bool(args.amp),
-            compiled=bool(args.compile),
-            test_batch=args.test,
-            folder=folder if args.save_samples else None,
-            board=Board(folder if args.tensorboard else None),
+            sources,
+            folder=folder,
+            keep_samples=bool(args.save_samples),
         )
-        self.batches = observations // args.train  # per epoch; the last partial batch is dropped
 
     def epoch(self) -> None:
         """Algorithm 1 over one pass through the training images."""
@@ -156,10 +151,7 @@ def parse(argv: list[str] | None = None):
         "invT": INV_T.get(args.data, 1000.0),
     }
     published["burn"] = (args.sn or published["sn"]) // 2
-    for name, value in published.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    parser.set_defaults(**published)
+    parser.fill(args, published)
     if (args.attack or args.ood) and not args.evaluate and args.c in BAYESIAN:
         args.save_samples = 1  # the average cannot be attacked without its members
     return parser, args
@@ -225,18 +217,16 @@ def show(table: pd.DataFrame) -> None:
 def main() -> int:
     parser, args = parse()
     device.prepare()
-    ignore = ("out", "resume", "save_every", "data", "data_dir", "workers", "c", "seed", "seeds", *AFTERWARDS)
-    stem = f"{args.data}_{args.c}_seed{args.seed}" + (f"_seeds{args.seeds}" if args.seeds > 1 else "")
+    told = ("out", "resume", "save_every", "data", "data_dir", "workers", "c", *AFTERWARDS)
     with parser.checked():
         data, outside = load_data(args)
         batches = Chain(args, split(args, data, args.seed), args.seed).batches  # checks the settings
-        if args.tensorboard:
-            summary_writer()
+        check_kept(args)
         if args.c in BAYESIAN and (args.sn - args.burn) * batches < args.thin:
             raise ValueError(
                 f"argument -thin: no sample in {args.sn} epochs, {args.burn} of burn-in, thinned by {args.thin}"
             )
-        run = Run("posterior_cnn", "_".join(filter(None, [stem, parser.changed(args, ignore)])), vars(args))
+        run = Run("posterior_cnn", parser.folder_name(args, f"{args.data}_{args.c}", told), vars(args))
     key = {"data": args.data, "aug": args.aug, "method": args.c}
     if args.evaluate:
         table, diverged = pd.read_csv(run.folder / "table.csv"), ""
@@ -251,10 +241,7 @@ def main() -> int:
     show(table)
     for seed, each in runs.items() if args.attack or args.ood else ():
         assess(args, split(args, data, seed), outside, seed, each)
-    print(f"results: {run.folder}")
-    if diverged:
-        raise Diverged(diverged)
-    return 0
+    return conclude(run, diverged)
 
 
 if __name__ == "__main__":

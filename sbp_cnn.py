@@ -24,14 +24,14 @@ from torch.nn.functional import cross_entropy
 
 from data import images
 from data.augment import RAW, RECIPES, Recipe
-from data.image_sets import ImageData, random_labels
+from data.image_sets import ImageData
 from experiment import device, distributed, options, report, shrunk
-from experiment.board import Board, summary_writer
-from experiment.compressed import check_export
+from experiment.classifier import generators
+from experiment.ending import conclude
 from experiment.pretrained import load_pretrained, of_seed
-from experiment.run import NOT_IDENTITY, Diverged, Run, RunError, write_csv
-from experiment.seeds import fit, fit_seeds, folders, split, table_of
-from experiment.shrinking import Shrinking
+from experiment.run import NOT_IDENTITY, Diverged, Run
+from experiment.seeds import check_kept, fit, fit_seeds, folders, load_part, split, table_of
+from experiment.shrinking import Shrinking, load_cut
 from experiment.structured import SBP, SSL, Dense, SparseVD
 from experiment.training import train
 from model.lenet import centre, lenet5, lenet_fc
@@ -102,17 +102,14 @@ class Chain(Shrinking):
     """
 
     def __init__(self, args: Namespace, data: ImageData, seed: int, run: Run, net: nn.Sequential, dense=None):
-        self.args, self.seed, self.run = args, seed, run
+        self.seed, self.run = seed, run
         torch.manual_seed(stream(seed, "dropout").initial_seed())
-        generators = {"order": stream(seed, "order")}
-        generators |= {name: stream(seed, name, device=data.train.y.device) for name in ("augment", "noise")}
-        method = attached(args, net, generators["noise"])
-        noise = method.noise_parameters()
-        others = {name: p for name, p in net.named_parameters() if not any(p is q for q in noise)}
-        decays = {name for name, p in others.items() if p.ndim > 1 and not name.endswith("log_sigma2")}
+        sources = generators(seed, data)
+        method = attached(args, net, sources["noise"])
+        weights, others, noise = method.parameter_groups()
         groups = [
-            {"params": [p for name, p in others.items() if name in decays], "scale": 1.0, "l2": args.l2},
-            {"params": [p for name, p in others.items() if name not in decays], "scale": 1.0, "l2": 0.0},
+            {"params": weights, "scale": 1.0, "l2": args.l2},
+            {"params": others, "scale": 1.0, "l2": 0.0},
             {"params": noise, "scale": args.noise_lr, "l2": 0.0},
         ]
         adam = torch.optim.Adam(
@@ -122,22 +119,17 @@ class Chain(Shrinking):
             fused=data.train.y.device.type == "cpu",  # on a GPU it wants its step counts there, after a resume too
         )
         super().__init__(
+            args,
             f"{args.data} {args.model} {args.c} seed {seed}",
             data,
             method,
             dense or net,
             recipe(args),
             adam,
-            generators,
+            sources,
             threshold=threshold(args),
-            allow_empty=bool(args.allow_empty),
-            sweep=args.threshold_sweep,
-            amp=bool(args.amp),
-            compiled=bool(args.compile),
-            test_batch=args.test,
-            board=Board(run.folder if args.tensorboard else None),
+            folder=run.folder,
         )
-        self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
 
     def epoch(self) -> None:
         """Minimise N cross entropy + penalty over one pass through the training images."""
@@ -187,13 +179,7 @@ def dense_network(args: Namespace, data: ImageData, seed: int, run: Run) -> nn.S
     changed = {name: settings[name] for name in ("lr", "l2", "decay")} | {"c": "dense", "sn": args.dense_sn}
     changed |= {"finetune": 0, "threshold_sweep": 0, "save": 1}
     args, part = Namespace(**(vars(args) | changed)), run.part("dense", **changed)
-    if not (args.resume and part.finished) and (diverged := fit_chain(args, data, seed, part)):
-        raise Diverged(diverged)
-    distributed.barrier()  # process 0 has written it
-    try:
-        load_pretrained(net, part.folder)
-    except ValueError as error:
-        raise RunError(f"the plain network in {part.folder} is damaged; start again without -resume") from error
+    load_part(net, part, bool(args.resume), lambda: fit_chain(args, data, seed, part))
     return net
 
 
@@ -261,54 +247,36 @@ def parse(argv: list[str] | None = None):
     kept = options.add_kept_options(parser)
     kept.add_argument("-export", default=None, metavar="DIR", help="write the cut network there, .pt2 and ONNX")
     args = parser.parse_args(argv)
-    values = published(args.model, args.c, args.sn)
-    for name, value in values.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    parser.set_defaults(**values)
+    parser.fill(args, published(args.model, args.c, args.sn))
     return parser, args
-
-
-def load_data(args: Namespace) -> ImageData:
-    """The data set, or its images with random labels, on the device."""
-    data = images.load(args.data.removesuffix("-random"), args.data_dir, args.size, workers=args.workers)
-    if args.data.endswith("-random"):
-        data = random_labels(data, seed=0)
-    return data.to(device.resolve(args.device))
 
 
 def rebuilt(args: Namespace, data: ImageData, seed: int, run: Run) -> tuple[nn.Sequential, nn.Sequential, Removal]:
     """The plain network and the network as cut of a finished run, and what went."""
     plain = network(args, data)
-    if args.c == "dense":
-        load_pretrained(plain, run.folder)
-    else:
-        load_pretrained(plain, of_seed(Path(args.pretrained), seed) if args.pretrained else run.folder / "dense")
+    before = of_seed(Path(args.pretrained), seed) if args.pretrained else run.folder / "dense"
+    load_pretrained(plain, run.folder if args.c == "dense" else before)
     method = attached(args, copy.deepcopy(plain), torch.Generator(device.resolve(args.device)))
-    load_pretrained(method.net, run.folder)
-    small, gone = shrunk.shrink(method, data.shape, threshold(args), bool(args.allow_empty))
-    load_pretrained(small, run.folder / "cut.safetensors")  # they may have been fine-tuned
-    return fused(plain), small, gone
+    return fused(plain), *load_cut(method, run, data.shape, threshold(args), bool(args.allow_empty))
 
 
 def time_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> pd.DataFrame:
     """-speed: speed.csv of every finished seed; returns the rows of all."""
-    rows = []
+    rows, where = [], device.resolve(args.device)
     for seed, run in runs.items():
-        plain, small, _ = rebuilt(args, split(args, data, seed), seed, run)
-        rows.append({"seed": seed} | shrunk.speed_ups(plain, small, data.shape, device.resolve(args.device)))
-        write_csv(run.folder / "speed.csv", pd.DataFrame(rows[-1:]))
+        plain, small, _ = rebuilt(args, data, seed, run)
+        rows.append({"seed": seed} | shrunk.record_speed(run, seed, plain, small, data.shape, where))
     return pd.DataFrame(rows)
 
 
 def export_parts(args: Namespace, data: ImageData, runs: dict[int, Run]) -> None:
     """-export: the cut network of every finished seed."""
+    places = folders(args, Path(args.export))
     for seed, run in runs.items():
-        folder = Path(args.export) / f"seed{seed}" if len(runs) > 1 else Path(args.export)
-        _, small, gone = rebuilt(args, split(args, data, seed), seed, run)
-        sizes = shrunk.save(small, data.shape, folder)
+        _, small, gone = rebuilt(args, data, seed, run)
+        sizes = shrunk.save(small, data.shape, places[seed])
         left = gone.units(bool(args.allow_empty)).values()
-        print(f"{folder}: {'-'.join(map(str, left))}, {sizes['pt2']:,} bytes; ONNX {sizes['onnx']:,}")
+        print(f"{places[seed]}: {'-'.join(map(str, left))}, {sizes['pt2']:,} bytes; ONNX {sizes['onnx']:,}")
 
 
 def show(table: pd.DataFrame) -> None:
@@ -332,7 +300,8 @@ def main() -> int:
     parser, args = parse()
     device.prepare()
     with parser.checked():
-        distributed.start(device.resolve(args.device))
+        where = device.resolve(args.device)
+        distributed.start(where)
         distributed.share(torch.arange(args.train), args.train)  # checks -train
         if args.threshold_sweep and args.c not in ("sbp", "sbpa"):
             raise ValueError(f"argument -threshold_sweep: is of the SNR, which -c {args.c} does not have")
@@ -340,18 +309,13 @@ def main() -> int:
             raise ValueError(f"argument -kl_layers: {len(args.kl_layers)} weights, but {sites} layers have noise")
         if args.decay > args.sn:
             raise ValueError(f"argument -decay: {args.decay} is after the last of {args.sn} epochs")
-        data = load_data(args)
+        data = images.load(args.data, args.data_dir, args.size, workers=args.workers).to(where)
         split(args, data, args.seed)
         for seed in range(args.seed, args.seed + args.seeds):
             if args.pretrained:
                 load_pretrained(network(args, data), of_seed(Path(args.pretrained), seed))
         network(args, data)  # checks the images' size
-        if args.tensorboard:
-            summary_writer()
-        if args.export and not args.save:
-            raise ValueError("argument -export: needs -save 1")
-        if args.export:
-            check_export(Path(args.export))
+        check_kept(args)
         run = Run("sbp_cnn", folder_name(parser, args), vars(args))
     for place in folders(args, Path(".")).values() if not args.resume else ():
         for part in ("dense", "finetune"):
@@ -368,19 +332,12 @@ def main() -> int:
         show(table)
         if args.export:
             export_parts(args, data, runs)
-        print(f"results: {run.folder}")
-    if diverged:
-        raise Diverged(diverged)
-    return 0
+    return conclude(run, diverged)
 
 
 def folder_name(parser: options.Parser, args: Namespace) -> str:
     """Name of the default folder."""
-    several = f"_seeds{args.seeds}" if args.seeds > 1 else ""
-    stem = f"{args.c}_{args.data}_{args.model}_seed{args.seed}{several}"
-    short = Namespace(**(vars(args) | {"pretrained": args.pretrained and Path(args.pretrained).stem}))
-    ignore = (*NOT_IDENTITY, "data", "model", "c", "seed", "seeds")
-    return "_".join(filter(None, [stem, parser.changed(short, ignore)]))
+    return parser.folder_name(args, f"{args.c}_{args.data}_{args.model}", (*NOT_IDENTITY, "data", "model", "c"))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data import uci
 from experiment import options, report
+from experiment.ending import conclude, diverged_chains, diverged_rows
 from experiment.predictive import GaussianMixturePredictive
 from experiment.run import Diverged, Run, joined, part
 from experiment.training import load_optimizer_state, optimizer_state, train
@@ -73,10 +74,7 @@ class Regression:
         self.lr = args.lr if args.lr is not None else setting.lr
         seeds = range(args.seed, args.seed + args.seeds)
         self.shape = (len(splits), len(cells))
-        self.x, self.y, self.x_test, self.y_test = (
-            torch.tensor(np.array([getattr(s, part) for s in splits]), dtype=torch.float32)
-            for part in ("x", "y", "x_test", "y_test")
-        )  # (group, rows, features), (group, rows)
+        self.x, self.y, self.x_test, self.y_test = uci.stacked(splits)  # (group, rows, features), (group, rows)
         self.observations = self.x.shape[1]
         self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
         if not self.batches:
@@ -164,9 +162,8 @@ class Regression:
         Returns one metrics row per cell, means over the splits whose chain is finite; None if none is.
         """
         prediction, rmse = self.predict()
-        self.finite -= (
-            self.alive() & ~rmse.isfinite()
-        ).long()  # the potential before a step does not see what the step does
+        # the potential before a step does not see what the step does
+        self.finite -= (self.alive() & ~rmse.isfinite()).long()
         if epoch > self.args.burn and (epoch - self.args.burn) % self.args.thin == 0:
             residual = self.y[:, None] - self.net(self.x)
             self.predictive.update(prediction, residual.square().mean(-1))
@@ -199,13 +196,7 @@ class Regression:
 
     def divergence(self) -> str:
         """What happened to diverged chains and what helps; '' where all are finite."""
-        gone = ~self.alive()
-        if not gone.any():
-            return ""
-        return (
-            f"{int(gone.sum())} of {gone.numel()} chains of {self.name}, the first at iteration "
-            f"{int(self.finite[gone].min()) + 1}; use a smaller step: -lr {min(self.lr / 10, SETTINGS[self.name].lr):g}"
-        )
+        return diverged_chains(self.name, self.finite, self.alive(), min(self.lr / 10, SETTINGS[self.name].lr))
 
     def sparsity(self) -> Tensor:
         """Zeros / all parameters of a network, (group, cell)."""
@@ -323,24 +314,21 @@ def main() -> int:
     anneals = (1.0, ANNEAL) if args.table else (args.anneal,)
     cells = [Cell(method, anneal) for method, anneal in itertools.product(methods, anneals)]
     names = PAPER_DATA if args.table else (args.data,)
-    ignore = ("out", "resume", "save_every", "data_dir", "data", "c", "seed", "seeds", "table")
-    stem = "table" if args.table else f"{args.data}_{args.c}"
-    folder = "_".join(filter(None, [f"{stem}_seed{args.seed}", f"seeds{args.seeds}", parser.changed(args, ignore)]))
+    told = ("out", "resume", "save_every", "data_dir", "data", "c", "table")
+    folder = parser.folder_name(args, "table" if args.table else f"{args.data}_{args.c}", told, one=True)
     with parser.checked():
         with options.about("-momentum"):
             check_sghmc(args.lr or max(SETTINGS[name].lr for name in names), args.momentum)
-        splits = {}
-        for name in names:
-            x, y = uci.load(name, args.data_dir)
-            with options.about(f"-val {args.val}"):
-                splits[name] = [uci.split(x, y, args.seed + s, args.val) for s in range(args.seeds)]
+        loaded = {name: uci.load(name, args.data_dir) for name in names}
+        with options.about(f"-val {args.val}"):
+            seeds = range(args.seed, args.seed + args.seeds)
+            splits = {name: [uci.split(*xy, seed, args.val) for seed in seeds] for name, xy in loaded.items()}
         regressions = [Regression(args, name, cells, splits[name]) for name in names]
         run = Run("uci_run", folder, vars(args))
         parts = {name: run.part(name) for name in names} if args.table else {names[0]: run}
     if args.resume and run.finished:
-        show(pd.read_csv(run.folder / "table.csv"))
-        print(f"finished before: {run.folder}")
-        return 0
+        show(table := pd.read_csv(run.folder / "table.csv"))
+        return conclude(run, diverged_rows(table, "rmse"), done="finished before")
     torch.set_num_threads(1)  # tensors this small gain nothing from a second thread and lose much on a busy machine
     for regression in regressions:
         train(regression, parts[regression.name], args.sn, bool(args.resume))
@@ -350,10 +338,7 @@ def main() -> int:
     table = pd.concat([regression.table() for regression in regressions], ignore_index=True)
     run.finish(table, summarise(table, run, args))
     show(table)
-    print(f"results: {run.folder}")
-    if diverged:
-        raise Diverged(diverged)
-    return 0
+    return conclude(run, diverged)
 
 
 if __name__ == "__main__":

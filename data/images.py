@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .files import DataError, RemoteFile, data_folder, locate
-from .image_sets import ImageData, MemoryImages, hold_out, read_folder
+from .image_sets import ImageData, MemoryImages, hold_out, random_labels, read_folder
 
 NAMES = ("mnist", "fmnist", "cifar10", "cifar100", "digits", "folder")
 MEMORY = 4 * 2**30  # bytes; a folder with more pixels than that is read from disk
@@ -49,13 +49,16 @@ def load(
 ) -> ImageData:
     """A data set by name.
 
-    name: one of NAMES; "folder" reads the tree {train,test}/<class>/*.{png,jpg} at `data_dir`.
+    name: one of NAMES, or one with "-random" behind it, for random labels; "folder" reads the tree
+        {train,test}/<class>/*.{png,jpg} at `data_dir`.
     size: scale a folder's images to size x size; None demands that they all have one size.
     memory: bytes of pixels above which a folder is read from disk by `workers` processes.
 
     Raises:
         DataError: a file is missing, damaged, or the folder has another layout.
     """
+    if name.endswith("-random"):
+        return random_labels(load(name.removesuffix("-random"), data_dir, size, memory, workers), seed=0)
     if name in ("mnist", "fmnist"):
         return _idx(name, data_dir)
     if name in CIFAR:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.signal import lfilter
+from torch import Tensor
 
 TRUE_MEAN = (3.0, 2.0, 1.0)  # of beta_1, beta_2, beta_3; all others are zero
 TRUE_SD = 0.2
@@ -49,3 +52,16 @@ def simulate(seed: int, n: int = 100, p: int = 1000, corr: float = 0.6) -> Linea
     y = x @ beta + rng.normal(0, np.sqrt(NOISE_VARIANCE), n)
     y_test = x_test @ beta + rng.normal(0, np.sqrt(NOISE_VARIANCE), TEST_POINTS)
     return LinearData(x, y, x_test, y_test, beta)
+
+
+def minibatches(
+    x: Tensor, y: Tensor, generators: Sequence[torch.Generator], steps: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """Rows of every data set, drawn without replacement by its generator, for `steps` steps.
+
+    x (group, n, p), y (group, 1, n) -> (group, step, size, p), (group, step, 1, size).
+    """
+    rows = [torch.rand(steps, x.shape[1], generator=g).topk(size).indices for g in generators]
+    batch_x = torch.stack([each[i] for each, i in zip(x, rows, strict=True)])
+    batch_y = torch.stack([each[0, i] for each, i in zip(y, rows, strict=True)])
+    return batch_x, batch_y[:, :, None]

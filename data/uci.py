@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from .files import DataError, RemoteFile, locate
 
@@ -153,3 +156,9 @@ def split(x: np.ndarray, y: np.ndarray, seed: int, val: float = 0.0) -> Split:
     mean, sd = x_train.mean(0), x_train.std(0)
     sd[sd == 0] = 1.0
     return Split((x_train - mean) / sd, y_train, (x_test - mean) / sd, y_test)
+
+
+def stacked(splits: Sequence[Split]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, y, x_test, y_test of several splits of a data set, float32: (split, rows, features) and (split, rows)."""
+    parts = ([getattr(each, field.name) for each in splits] for field in fields(Split))
+    return tuple(torch.tensor(np.array(part), dtype=torch.float32) for part in parts)

@@ -5,6 +5,7 @@ A script builds the parts (network, sampler, prior, pruner) and writes the train
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from torch.optim import Optimizer
 from data.augment import Recipe
 from data.image_sets import ImageData
 from sampler import MagnitudePruner, SSGLPrior
+from sampler.noise import stream
 from sampler.temperature import kinetic_temperature
 
 from . import distributed
 from .board import Board
 from .classification import entropy, scores
 from .compiled import Step
+from .ending import smaller_step
 from .evaluation import member, predict
 from .predictive import CategoricalMixturePredictive
 from .run import Run, joined, part
@@ -29,6 +32,12 @@ from .training import check_state, load_network, load_optimizer_state, optimizer
 
 METRICS = ["accuracy", "nll", "ece", "brier"]
 AVERAGED = [f"{metric}_averaged" for metric in METRICS]
+
+
+def generators(seed: int, data: ImageData) -> dict[str, torch.Generator]:
+    """Where a chain's random numbers come from: "order" of the images, on the CPU, "augment" and "noise"."""
+    place = data.train.y.device
+    return {"order": stream(seed, "order")} | {name: stream(seed, name, device=place) for name in ("augment", "noise")}
 
 
 def fixed(name: str) -> bool:
@@ -40,19 +49,20 @@ class Classifier:
     """One network on one data set, its sampler, and the average over its samples.
 
     Args:
+        args: flags of the script, of which it needs -train -test -amp -compile -tensorboard.
         name: for the progress bar and messages.
         data: the data set, on the device of the network.  net: the network; it names `sparse_layers`.
         recipe: augmentation and normalisation of the images.
         sampler: SGHMC or any torch optimizer.  prior: of a Bayesian run, else None.
         pruner: magnitude pruning of the sparse layers, or None.
-        generators: "order" (CPU), "augment" (device), and what else the script draws from.
-        amp: bfloat16 autocast.  compiled: torch.compile of the network.
-        test_batch: minibatch size of evaluations.
-        folder: run folder in which every sample is kept, or None.  board: TensorBoard.
+        generators: see `generators`.
+        folder: run folder of the metrics for TensorBoard, None for a chain that is not run.
+        keep_samples: keep every sample there as well.
     """
 
     def __init__(
         self,
+        args: Namespace,
         name: str,
         data: ImageData,
         net: nn.Module,
@@ -62,18 +72,18 @@ class Classifier:
         pruner: MagnitudePruner | None,
         generators: Mapping[str, torch.Generator],
         *,
-        amp: bool,
-        compiled: bool,
-        test_batch: int,
         folder: Path | None,
-        board: Board,
+        keep_samples: bool = False,
     ):
+        self.args = args
         self.name, self.data, self.net, self.recipe = name, data, net, recipe
         self.sampler, self.prior, self.pruner, self.generators = sampler, prior, pruner, dict(generators)
-        self.amp, self.test_batch, self.folder, self.board = amp, test_batch, folder, board
-        self.forward = Step(distributed.replicate(net), compiled=compiled)
+        self.amp, self.samples_in = bool(args.amp), folder if keep_samples else None
+        self.board = Board(folder if args.tensorboard else None)
+        self.forward = Step(distributed.replicate(net), compiled=bool(args.compile))
         self.device = next(net.parameters()).device
         self.observations = len(data.train)  # N
+        self.batches = self.observations // args.train  # per epoch; the last partial batch is dropped
         self.iterations = 0
         self.finite = torch.zeros((), dtype=torch.int64, device=self.device)  # iterations with a finite potential
         self.average = CategoricalMixturePredictive(len(data.test), len(data.classes), self.device)
@@ -86,14 +96,14 @@ class Classifier:
         log_probabilities = self.predict()
         self.average.update(log_probabilities, weight=weight)
         self.sample_scores.append(scores(log_probabilities.exp(), self.data.test.y))
-        if self.folder is not None:
-            save_sample(self.folder, self.average.samples, self.net)
+        if self.samples_in is not None:
+            save_sample(self.samples_in, self.average.samples, self.net)
 
     def predict(self) -> Tensor:
         """Log-probabilities of the test images under the current weights, (n, classes)."""
         if self._last is None or self._last[0] != self.iterations:
             predictor = member(self.net, self.recipe, amp=self.amp)
-            self._last = self.iterations, predict(predictor, self.data.test, self.test_batch)
+            self._last = self.iterations, predict(predictor, self.data.test, self.args.test)
         return self._last[1]
 
     def evaluate(self, epoch: int) -> list[dict] | None:
@@ -128,7 +138,7 @@ class Classifier:
     def divergence(self, lr: float | None) -> str:
         """When it happened and what helps.  lr: the step size that was asked for, if one was."""
         lr = lr or self.sampler.param_groups[0]["lr"]
-        return f"{self.name} at iteration {int(self.finite) + 1}; use a smaller step: -lr {lr / 10:g}"
+        return f"{self.name} at iteration {int(self.finite) + 1}; {smaller_step(lr / 10)}"
 
     def sparsity(self) -> float:
         """Zeros of the sparse layers / all parameters of the network."""

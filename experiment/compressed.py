@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from model.resnet import ResNet
 
 from .packing import pack, unpack
-from .run import replace_file, write_csv
+from .run import RunError, replace_file, write_csv
 
 NETWORKS = {"ResNet": ResNet}
 FILES = {"compact": "network.safetensors", "onnx": "network.onnx"}
@@ -79,13 +81,31 @@ def load_compressed(file: Path) -> nn.Module:
 
 
 def check_export(folder: Path) -> None:
-    """Make the folder; raise ValueError where that, or writing ONNX, is not possible."""
+    """Raise ValueError where the folder cannot be made and written, or ONNX cannot be written; writes nothing."""
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
         raise ValueError("argument -export: needs `pip install onnx onnxscript`")
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    reason = "" if os.access(there, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+    if not there.is_dir():
+        reason = os.strerror(errno.ENOTDIR)
+    if reason:
+        raise ValueError(f"argument -export: {folder} cannot be written: {reason}")
+
+
+def make_export(folder: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        ValueError: see `check_export`.
+        RunError: the folder cannot be made.
+    """
+    check_export(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"argument -export: {folder} cannot be written: {error.strerror}") from error
+        raise RunError(f"-export {folder} cannot be written: {error.strerror}") from error
 
 
 def save_onnx(net: nn.Module, shape: tuple[int, int, int], file: Path) -> None:
@@ -112,7 +132,7 @@ def export(net: nn.Module, arguments: dict, folder: Path, half: bool = False) ->
         ValueError: the folder cannot be written, or onnx and onnxscript are not installed.
     """
     files = {name: folder / file for name, file in FILES.items()}
-    check_export(folder)
+    make_export(folder)
     layers = layer_table(net, arguments["shape"])
     write_csv(folder / "layers.csv", layers)
     save_compressed(net, arguments, files["compact"], half)

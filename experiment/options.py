@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data.files import DataError
@@ -45,6 +45,24 @@ class Parser(argparse.ArgumentParser):
                 values = value if isinstance(value, list) else [value]
                 parts.append(f"{name}-{'-'.join(map(str, values))}")
         return "_".join(parts)
+
+    def folder_name(self, args: argparse.Namespace, stem: str, told: Sequence[str], *, one: bool = False) -> str:
+        """Name of the default run folder: the stem, the seeds, and what else is `changed`.
+
+        told: flags that the stem tells, or that are no part of the name.  one: say how many seeds even if it is one.
+        Of -pretrained, a path, only the last part is told.
+        """
+        if getattr(args, "pretrained", None):
+            args = argparse.Namespace(**(vars(args) | {"pretrained": Path(args.pretrained).stem}))
+        seeds = f"seed{args.seed}" + (f"_seeds{args.seeds}" if args.seeds > 1 or one else "")
+        return "_".join(filter(None, [stem, seeds, self.changed(args, (*told, "seed", "seeds"))]))
+
+    def fill(self, args: argparse.Namespace, values: Mapping) -> None:
+        """Give flags that were left out, and are None, their values, which become the defaults."""
+        for name, value in values.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+        self.set_defaults(**values)
 
 
 @contextlib.contextmanager

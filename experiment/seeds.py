@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 
 from data.image_sets import ImageData, hold_out
 
 from . import device, distributed
+from .board import summary_writer
 from .classifier import Classifier
-from .run import Diverged, Run
+from .compressed import check_export
+from .pretrained import load_pretrained
+from .run import Diverged, Run, RunError
 from .training import train
 
 
@@ -27,6 +31,16 @@ def split(args: Namespace, data: ImageData, seed: int) -> ImageData:
     if args.train > len(data.train):
         raise ValueError(f"argument -train: {args.train} is more than the {len(data.train)} training images")
     return data
+
+
+def check_kept(args: Namespace) -> None:
+    """Raise ValueError where what -tensorboard and -export ask for cannot be written; writes nothing."""
+    if args.tensorboard:
+        summary_writer()
+    if getattr(args, "export", None):
+        if not args.save:
+            raise ValueError("argument -export: needs -save 1")
+        check_export(Path(args.export))
 
 
 def fit(args: Namespace, chain: Classifier, run: Run, key: dict, seed: int) -> str:
@@ -54,6 +68,24 @@ def folders(args: Namespace, folder: Path) -> dict[int, Path]:
     """The run folder of every seed: of several, each has its own inside `folder`."""
     seeds = range(args.seed, args.seed + args.seeds)
     return {seed: folder / f"seed{seed}" if args.seeds > 1 else folder for seed in seeds}
+
+
+def load_part(net: nn.Module, part: Run, resume: bool, fit_part: Callable[[], str]) -> None:
+    """The network of a run that comes before, as a part of another one; trained here unless that is finished.
+
+    fit_part: trains it and writes it to its folder -> '' or how it diverged.
+
+    Raises:
+        Diverged: it did.
+        RunError: its file is damaged.
+    """
+    if not (resume and part.finished) and (diverged := fit_part()):
+        raise Diverged(diverged)
+    distributed.barrier()  # process 0 has written it
+    try:
+        load_pretrained(net, part.folder)
+    except ValueError as error:
+        raise RunError(f"the plain network in {part.folder} is damaged; start again without -resume") from error
 
 
 def fit_seeds(args: Namespace, run: Run, key: dict, fit_one: Callable[[int, Run], str]) -> tuple[dict[int, Run], str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,10 @@ from data.image_sets import ImageData, Images
 from model.surgery import Removal, fused
 
 from . import distributed, shrunk
-from .board import Board
 from .classification import scores
 from .classifier import Classifier
 from .evaluation import member, predict
+from .pretrained import load_pretrained
 from .run import Run, write_csv
 from .structured import Dense
 
@@ -26,19 +28,32 @@ COLLAPSE = 5.0  # points of accuracy below the plain network
 SWEPT = 2.0  # the sweep's last threshold
 
 
+def load_cut(
+    method: Dense, run: Run, shape: tuple[int, int, int], threshold: float | None, allow_empty: bool
+) -> tuple[nn.Sequential, Removal]:
+    """The network as cut of a finished run, with the weights that `Shrinking.store` has written, and what went.
+
+    method: on a network of the run's kind.
+    """
+    load_pretrained(method.net, run.folder)
+    small, gone = shrunk.shrink(method, shape, threshold, allow_empty)
+    load_pretrained(small, run.folder / "cut.safetensors")  # they may have been fine-tuned
+    return small, gone
+
+
 class Shrinking(Classifier):
     """A classifier that counts its units while it trains, and reports of the network as cut.
 
     Args:
+        args: flags of the script, also -allow_empty and -threshold_sweep.
         method: on its network.  dense: the plain network that it is compared with.
         threshold: of the method's scores, None: its own.
-        allow_empty: a layer may lose all its units.
-        sweep: steps of thresholds from 0 to 2 at which to cut as well.
         others: as of `Classifier`.
     """
 
     def __init__(
         self,
+        args: Namespace,
         name: str,
         data: ImageData,
         method: Dense,
@@ -48,14 +63,10 @@ class Shrinking(Classifier):
         generators: Mapping[str, torch.Generator],
         *,
         threshold: float | None,
-        allow_empty: bool,
-        sweep: int,
-        amp: bool,
-        compiled: bool,
-        test_batch: int,
-        board: Board,
+        folder: Path,
     ):
         super().__init__(
+            args,
             name,
             data,
             method.net,
@@ -64,14 +75,10 @@ class Shrinking(Classifier):
             prior=None,
             pruner=None,
             generators=generators,
-            amp=amp,
-            compiled=compiled,
-            test_batch=test_batch,
-            folder=None,
-            board=board,
+            folder=folder,
         )
         self.method, self.dense, self.threshold = method, dense, threshold
-        self.allow_empty, self.sweep = allow_empty, sweep
+        self.allow_empty = bool(args.allow_empty)
         self.penalty = 0.0  # of the last step
 
     def progress(self) -> dict[str, float]:
@@ -82,7 +89,7 @@ class Shrinking(Classifier):
 
     def log_probabilities(self, net: nn.Module, part: Images) -> Tensor:
         """Log-probabilities of images under another network of this kind."""
-        return predict(member(net, self.recipe, amp=self.amp), part, self.test_batch)
+        return predict(member(net, self.recipe, amp=self.amp), part, self.args.test)
 
     def accuracy(self, net: nn.Module, part: Images) -> float:
         """In percent."""
@@ -141,7 +148,7 @@ class Shrinking(Classifier):
             run.store("cut", self.cut[0].state_dict())
         if self.method.scores() and run.writes:
             write_csv(run.folder / "units.csv", shrunk.unit_table(self.method, self.threshold))
-            if self.sweep:
-                thresholds, test = torch.linspace(0, SWEPT, self.sweep + 1), self.data.test
+            if steps := self.args.threshold_sweep:
+                thresholds, test = torch.linspace(0, SWEPT, steps + 1), self.data.test
                 table = shrunk.sweep(self.method, self.data.shape, thresholds, lambda net: self.accuracy(net, test))
                 write_csv(run.folder / "sweep.csv", table)

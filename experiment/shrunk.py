@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.surgery import Removal, cut, emptied
 
-from .compressed import check_export, save_onnx
-from .run import replace_file
+from .compressed import make_export, save_onnx
+from .run import Run, replace_file, write_csv
 from .structured import Dense
 from .timing import interleaved
 
@@ -101,6 +101,15 @@ def speed_ups(dense: nn.Module, small: nn.Module, shape: tuple[int, int, int], d
     return row
 
 
+def record_speed(
+    run: Run, seed: int, dense: nn.Module, small: nn.Module, shape: tuple[int, int, int], device: torch.device
+) -> dict:
+    """`speed_ups` of a seed's network, which also become the one row of its speed.csv."""
+    row = speed_ups(dense, small, shape, device)
+    write_csv(run.folder / "speed.csv", pd.DataFrame([{"seed": seed} | row]))
+    return row
+
+
 def _sessions(dense: nn.Module, small: nn.Module, shape: tuple[int, int, int]) -> list:
     if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxscript") is None:
         return []
@@ -157,7 +166,7 @@ def save(net: nn.Module, shape: tuple[int, int, int], folder: Path) -> dict[str,
     Raises:
         ValueError: the folder cannot be written, or onnx and onnxscript are not installed.
     """
-    check_export(folder)
+    make_export(folder)
     net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).eval()  # what torch.export.save expects
     program = torch.export.export(net, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("n")},))
     files = {"pt2": folder / NETWORK, "onnx": folder / "network.onnx"}

@@ -49,6 +49,13 @@ class Dense:
         """The parameters of the noise, which may have a step size of their own."""
         return []
 
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+        """The weights, which may decay, the other parameters of the network, and those of the noise."""
+        noise = self.noise_parameters()
+        others = {name: p for name, p in self.net.named_parameters() if not any(p is q for q in noise)}
+        weights = [p for name, p in others.items() if p.ndim > 1 and not name.endswith("log_sigma2")]
+        return weights, [p for p in others.values() if not any(p is q for q in weights)], noise
+
     def scores(self) -> dict[Site, Tensor]:
         """The score of every unit at the sites that the method knows."""
         return {}

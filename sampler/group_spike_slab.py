@@ -84,7 +84,7 @@ class GroupSpikeSlab:
     `decay` is what the sampler asks for, `prune` sets the masked weights to zero after each of its steps.
 
     Raises:
-        ValueError: eps0 < eps1.
+        ValueError: eps0 < eps1, or too large for the dtype of the weights.
     """
 
     def __init__(
@@ -102,6 +102,8 @@ class GroupSpikeSlab:
     ):
         if eps0 < eps1:
             raise ValueError(f"the spike's decay eps0 = {eps0} is smaller than the slab's eps1 = {eps1}")
+        if any(eps0 > torch.finfo(w.dtype).max for w in layers):
+            raise ValueError(f"the spike's decay eps0 = {eps0} overflows the weights' dtype")
         self.layers, self.groups, self.rule = list(layers), groups, rule
         self.eps0, self.eps1, self.soft, self.hard = eps0, eps1, soft, hard
         self.mask = Mask.dense(self.layers, total, chain_dims)

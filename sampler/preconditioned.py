@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .sgmcmc import Langevin
 
+HYPERPARAMETERS = ("lr", "observations", "temperature", "momentum", "eta")  # lr, N, T, beta0, eta
 INIT_MOMENTUM = 1e-3  # standard deviation of the momentum at the start
 Decay = float | Tensor
 
@@ -59,7 +60,7 @@ class PreconditionedSGHMC(Langevin):
     Keeps three tensors per parameter: rho (0 at the start), momentum (0.001 N(0, 1)) and noise z (N(0, 1)).
 
     Raises:
-        ValueError: a hyperparameter outside its range.
+        ValueError: a hyperparameter outside its range, or a step that overflows the parameters' dtype.
 
     Differs from the paper: nothing that we know of; masks are applied after the step, by `GroupSpikeSlab.prune`.
     """
@@ -86,6 +87,14 @@ class PreconditionedSGHMC(Langevin):
         for name, fine in allowed.items():
             if not fine or not math.isfinite(group[name]):
                 raise ValueError(f"{name} is out of range: {group[name]}")
+        lr, N, T, beta0, eta = (group[name] for name in HYPERPARAMETERS)
+        try:
+            factors = lr, eta / N, eta * T**2 * lr**1.5, noise_scale(lr, beta0, T)
+        except OverflowError:
+            factors = (math.inf,)
+        dtype = group["params"][0].dtype
+        if max(factors) > torch.finfo(dtype).max:
+            raise ValueError(f"the step overflows {dtype} at lr = {lr:g}, temperature = {T:g}, eta = {eta:g}")
 
     def tau(self, p: Tensor) -> Tensor:
         """The posterior scale of a parameter, in (0, 1); 1/2 before its first step."""
@@ -101,7 +110,7 @@ class PreconditionedSGHMC(Langevin):
             self.state[p].update(rho=fill, momentum=fill + INIT_MOMENTUM * m, noise=fill + z)
 
     def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
-        lr, N, T, beta0, eta = (group[name] for name in ("lr", "observations", "temperature", "momentum", "eta"))
+        lr, N, T, beta0, eta = (group[name] for name in HYPERPARAMETERS)
         self._begin(params)
         rho, m, z = ([self.state[p][name] for p in params] for name in ("rho", "momentum", "noise"))
         decays = [self.decay(p) for p in params]

@@ -394,6 +394,21 @@ def test_a_chain_that_diverges_in_its_last_step_is_reported(start, monkeypatch, 
     assert result.summary["diverged"] == 1 and result.summary["seeds"] == 2
 
 
+def test_a_finished_run_with_a_diverged_chain_ends_as_before_when_it_is_resumed(start, huge):
+    huge(2)
+    first = start("-seeds", 3, code=3)
+    again = start("-seeds", 3, "-resume", 1, code=3)
+    assert again.stdout == first.stdout
+    assert again.stderr.startswith("diverged: 1 of 3 rows of table.csv") and again.stderr.count("\n") == 1
+
+
+def test_nothing_is_masked_in_a_dense_run(start, monkeypatch):
+    calls = []
+    monkeypatch.setattr(em_regression.GroupSpikeSlab, "prune", lambda prior: calls.append(1))
+    start("-dense", 1, "-seeds", 1)
+    assert not calls
+
+
 def test_the_first_bad_iteration_is_named_even_if_later_ones_are_finite(start, monkeypatch):
     loss, calls = em_regression.Chains.loss, itertools.count(1)
 

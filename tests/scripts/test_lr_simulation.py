@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import lr_simulation
+from data.simulation import minibatches
 from lr_simulation import COMPILE_FROM, Chains, iteration, parse
 
 SCRIPT = "lr_simulation.py"
@@ -249,7 +250,7 @@ def test_minibatches_are_rows_without_replacement(in_process):
     simulation = lr_simulation.Simulation(args, [("sa", 0.1, 1.0)], data)
     counts = torch.zeros(2, 20)
     for _ in range(100):
-        x, y = simulation._batch(5)
+        x, y = minibatches(simulation.x, simulation.y, simulation.batches, 5, 7)
         assert x.shape == (2, 5, 7, 30) and y.shape == (2, 5, 1, 7)
         for group in range(2):
             rows = (y[group, :, 0, :, None] == simulation.y[group, 0]).long().argmax(-1)  # (step, batch)
@@ -408,6 +409,16 @@ def test_when_some_chains_diverge_the_others_finish(partly_diverged, in_process,
     same_table(table[table["sd"] == 50], kept.table, rtol=1e-4)
     assert partly_diverged.summary["diverged"] == 3
     assert (partly_diverged / "figures/lr_simulation.png").exists()
+
+
+def test_a_finished_run_with_diverged_chains_ends_as_before_when_it_is_resumed(partly_diverged, in_process, tmp_path):
+    out = shutil.copytree(partly_diverged.folder, tmp_path / "again")
+    before = snapshot(out)
+    flags = (*TINY, "-c", "sgld", "-v0", 0.1, "-sd", 0.05, 50, "-seeds", 3, "-resume", 1)
+    again = in_process(lr_simulation, *flags, out=out)
+    assert again.code == 3 and snapshot(out) == before
+    assert again.stdout.splitlines()[:-1] == partly_diverged.stdout.splitlines()[:-1]  # the last one names the folder
+    assert again.stderr.startswith("diverged: 3 of 6 rows of table.csv") and again.stderr.count("\n") == 1
 
 
 def test_the_iteration_of_a_divergence_is_that_of_its_own_chain(partly_diverged, in_process, tmp_path):

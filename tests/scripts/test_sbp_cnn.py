@@ -861,7 +861,7 @@ def test_random_labels_say_nothing(start, idx_files):
     """In both parts; the images, their number and the classes stay."""
     flags = ("-data", "mnist-random", "-data_dir", idx_files)
     true = images.load("mnist", str(idx_files))
-    found = sbp_cnn.load_data(sbp_cnn.parse([*map(str, flags)])[1])
+    found = images.load("mnist-random", str(idx_files))
     for part, whole in ((found.train, true.train), (found.test, true.test)):
         assert torch.equal(part.x, whole.x) and len(part.y) == len(whole.y)
         assert (part.y == whole.y).double().mean() < 0.2 and part.y.bincount(minlength=10).min() > 0

@@ -1,17 +1,14 @@
 """What sbp_cnn.py refuses, and what it says when a network diverges."""
 
-import itertools
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sbp_cnn
-from experiment.run import NOT_IDENTITY
 
 SCRIPT = "sbp_cnn.py"
 TINY = (
@@ -43,68 +40,6 @@ def network(tmp_path):
         return tmp_path / "network.safetensors"
 
     return make
-
-
-NUMBERS = {  # what is allowed, the flags, and what is not
-    "a number > 0": ("-lr -noise_lr -scale", (0, -1, "nan", "inf", "x")),
-    "a number >= 0": ("-l2 -kl_weight -kl_layers -snr -save_every", (-1, "nan", "inf", "x")),
-    "a number in [0, 1)": ("-beta1 -val", (1, -0.1, "nan", "x")),
-    "a whole number >= 1": ("-size -sn -dense_sn -train -test -seeds", (0, -1, 1.5, "nan", "x")),
-    "a whole number >= 0": ("-workers -decay -warmup -threshold_sweep -finetune", (-1, 1.5, "x")),
-    "a whole number in [0, 2^32)": ("-seed", (-1, 2**32, "x")),
-    "0 or 1": ("-aug -allow_empty -speed -amp -compile -resume -save -tensorboard", (2, -1, "yes")),
-}
-
-
-def test_the_range_of_every_number_is_known():
-    parser, _ = sbp_cnn.parse([])
-    checked = {action.option_strings[0] for action in parser._actions if action.type}
-    assert checked == {flag for flags, _ in NUMBERS.values() for flag in flags.split()}
-
-
-@pytest.mark.parametrize("allowed", NUMBERS)
-def test_numbers_out_of_range_are_refused(refused, allowed):
-    flags, values = NUMBERS[allowed]
-    for flag, value in itertools.product(flags.split(), values):
-        message = refused(sbp_cnn, *TINY, flag, value)
-        assert message.endswith(f"error: argument {flag}: must be {allowed}, not '{value}'")
-
-
-BAD = [
-    (("-data", "imagenet"), ("-data", "imagenet", "mnist-random")),
-    (("-data", "digits-random"), ("-data", "digits-random", "cifar10-random")),
-    (("-data", "folder"), ("-data folder", "-data_dir")),
-    (("-data", "cifar10-random", "-data_dir", "/dev/null"), ("cifar-10-python.tar.gz", "/dev/null")),
-    (("-data", "mnist", "-data_dir", "/dev/null"), ("/dev/null", "MNIST")),
-    (("-model", "resnet"), ("-model", "resnet", "lenet-fc", "vgglike")),
-    (("-c", "vd"), ("-c", "vd", "sparsevd")),
-    (("-device", "tpu"), ("-device", "tpu", "cuda:N")),
-    (("-device", "cuda:99"), ("-device", "cuda:99")),
-    (("-train", 1438), ("-train", "1438", "1437")),
-    (("-train", 144, "-val", 0.9), ("-train", "144", "143")),
-    (("-val", 0.001), ("stratified", "1437")),
-    (("-decay", 4), ("-decay", "4", "3 epochs")),
-    (("-c", "dense", "-decay", 4), ("-decay", "4", "3 epochs")),
-    (("-c", "dense", "-threshold_sweep", 3), ("-threshold_sweep", "-c dense")),
-    (("-c", "ssl", "-threshold_sweep", 3), ("-threshold_sweep", "-c ssl")),
-    (("-c", "sparsevd", "-threshold_sweep", 1), ("-threshold_sweep", "-c sparsevd")),
-    (("-model", "lenet5"), ("-model", "lenet5", "16 x 16", "8 x 8")),
-    (("-model", "vgglike"), ("-model", "vgglike", "32 x 32", "8 x 8")),
-    (("-export", "there", "-save", 0), ("-export", "-save")),
-    (("-kl_layers", 1, 1, 1, 1), ("-kl_layers", "4 weights", "3 layers")),
-    (("-c", "ssl", "-kl_layers", 1), ("-kl_layers", "1 weights", "0 layers")),
-    (("-unknown", 1), ("-unknown",)),
-    (("-spee", 1), ("-spee",)),
-    (("-kl", 1), ("-kl",)),
-    (("-n", 1), ("-n",)),
-    (("stray",), ("stray",)),
-]
-
-
-@pytest.mark.parametrize("flags, words", BAD, ids=[text(flags) for flags, _ in BAD])
-def test_bad_input_is_one_line_and_writes_nothing(refused, flags, words):
-    message = refused(sbp_cnn, *TINY, *flags)
-    assert all(word in message for word in words), message
 
 
 def test_images_too_small_for_the_network_are_refused(refused, idx_files):
@@ -175,54 +110,6 @@ def test_a_pruned_network_is_no_start(refused, start, network, c):
     run = start(*TINY, "-sn", 1, "-c", c, "-pretrained", network())
     message = refused(sbp_cnn, *TINY, "-c", c, "-pretrained", run.folder)
     assert "-pretrained" in message and run.folder in message and "another model" in message
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["cuda", "cuda:2"])
-def test_a_gpu_that_is_not_there_is_refused(refused, name):
-    message = refused(sbp_cnn, *TINY, "-device", name)
-    assert "-device" in message and "0 GPUs" in message
-
-
-@pytest.mark.parametrize("below", ["", "a/b"])
-def test_an_unwritable_folder_is_refused(refused, tmp_path, below):
-    (tmp_path / "file").write_text("x")
-    message = refused(sbp_cnn, *TINY, "-out", tmp_path / "file" / below)
-    assert "-out" in message and str(tmp_path / "file" / below) in message
-
-
-def test_an_unwritable_export_is_refused_before_the_run(refused, tmp_path):
-    (tmp_path / "file").write_text("x")
-    message = refused(sbp_cnn, *TINY, "-export", tmp_path / "file" / "below")
-    assert "-export" in message and str(tmp_path / "file" / "below") in message
-
-
-OTHERS = [
-    (("-train", 64), "-train 128, not 64"),
-    (("-c", "ssl"), "-c sbp, not ssl"),
-    (("-model", "lenet5", "-data", "mnist"), ""),
-    (("-scale", 0.1), "-scale 0.05, not 0.1"),
-    (("-snr", 2), "-snr 1.0, not 2.0"),
-    (("-kl_weight", 2), "-kl_weight 1.0, not 2.0"),
-    (("-kl_layers", 2, 3), "-kl_layers [], not [2.0, 3.0]"),
-    (("-lr", 1e-5), "-lr 0.001, not 1e-05"),
-    (("-finetune", 2), "-finetune 0, not 2"),
-    (("-seeds", 2), "-seeds 1, not 2"),
-    (("-dense_sn", 1), "-dense_sn 2, not 1"),
-]
-
-
-@pytest.mark.parametrize("resume", [0, 1])
-@pytest.mark.parametrize("flags, words", OTHERS, ids=[text(flags) for flags, _ in OTHERS])
-def test_other_settings_in_the_same_folder_are_refused(refused, tmp_path, idx_files, flags, words, resume):
-    """The folder of a run that was just begun."""
-    folder = tmp_path / "begun"
-    folder.mkdir()
-    _, args = sbp_cnn.parse([*map(str, TINY)])
-    asked = {k: v for k, v in vars(args).items() if k not in NOT_IDENTITY}
-    (folder / "args.json").write_text(json.dumps(asked))
-    message = refused(sbp_cnn, *TINY, "-data_dir", idx_files, *flags, "-out", folder, "-resume", resume)
-    assert words in message and str(folder) in message and "holds a run with -" in message
 
 
 @pytest.mark.parametrize(

@@ -361,6 +361,16 @@ def test_when_some_chains_diverge_the_others_finish(partly_diverged, in_process,
     assert (cells["sa"]["n"], cells["sa"]["rmse_mean"], cells["sghmc"]["n"]) == (0, None, 2)
 
 
+def test_a_finished_run_with_diverged_chains_ends_as_before_when_it_is_resumed(partly_diverged, in_process, tmp_path):
+    out = shutil.copytree(partly_diverged.folder, tmp_path / "again")
+    before = snapshot(out)
+    flags = (*TINY, "-c", "all", "-fix_scale", 1, "-sd", 1e-8, "-seeds", 2, "-resume", 1)
+    again = in_process(uci_run, *flags, out=out)
+    assert again.code == 3 and snapshot(out) == before
+    assert again.stdout.splitlines()[:-1] == partly_diverged.stdout.splitlines()[:-1]  # the last one names the folder
+    assert again.stderr.startswith("diverged: 4 of 6 rows of table.csv") and again.stderr.count("\n") == 1
+
+
 def test_the_iteration_of_a_divergence_in_a_batch_is_named(partly_diverged):
     assert "iteration " in partly_diverged.stderr.splitlines()[-1]
 
