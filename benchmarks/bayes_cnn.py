@@ -85,5 +85,5 @@ def main(bench: Bench) -> None:
         steps(bench, where, 1000, bench.size(50_000, 2000), amp=1)
     else:
         for amp in (1, 0) if fast_bfloat16() else (0,):
-            steps(bench, where, *bench.size((128, 1280), (8, 8)), amp)
+            steps(bench, where, *bench.size((128, 640), (8, 8)), amp)
     inference(bench, bench.size(256, 4))

@@ -33,7 +33,7 @@ def steps(bench: Bench, where: torch.device, batch: int, images: int, amp: int) 
     programs = {"torch.optim.SGD, momentum": plain}
     programs["-dense 1"] = Chain(flags(*common, "-dense", 1), data, seed=1)
     programs["sparse, an EM step every epoch"] = Chain(flags(*common, "-warmup", 0), data, seed=1)
-    seconds = bench.seconds({name: finished(program.epoch, where) for name, program in programs.items()}, rounds=9)
+    seconds = bench.seconds({name: finished(program.epoch, where) for name, program in programs.items()}, rounds=7)
     name = f"em_cnn, ResNet20, batch {batch}, {'bfloat16' if amp else 'float32'}, {where.type}"
     bench.record(name, "images/s", {case: images / s for case, s in seconds.items()})
 

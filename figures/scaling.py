@@ -68,7 +68,8 @@ def draw(table: Path, file: Path) -> Path:
     found = [against for against in SIZES if (rows["against"] == against).any()] if len(rows) else []
     if not found:
         raise ValueError(f"{table} holds no costs against {', '.join(SIZES)}: run python -m benchmarks first")
-    figure, axes = plt.subplots(-(-len(found) // 2), min(2, len(found)), figsize=(9.5, 7), squeeze=False)
+    rows_of_panels = -(-len(found) // 2)
+    figure, axes = plt.subplots(rows_of_panels, 2, figsize=(9.5, 3.5 * rows_of_panels), squeeze=False)
     for axis, against in zip(axes.flat, found, strict=False):
         panel(axis, rows[rows["against"] == against], against)
     for axis in axes.flat[len(found) :]:

@@ -48,6 +48,6 @@ def test_both_averages_are_the_same():
 def test_the_memory_of_kept_samples_is_seen():
     few, many = 8, 72
     grown = {case: fresh(memory.megabytes, case, many) - fresh(memory.megabytes, case, few) for case in memory.CASES}
-    size = memory.INPUTS * memory.CLASSES * 4 / 1e6  # MB of a sample
-    assert grown["every sample kept"] == pytest.approx((many - few) * size, rel=0.1)
-    assert abs(grown["running sum"]) < 2 * size
+    samples = (many - few) * memory.INPUTS * memory.CLASSES * 4 / 1e6  # MB
+    assert grown["every sample kept"] == pytest.approx(samples, rel=0.1)
+    assert abs(grown["running sum"]) < 0.1 * samples  # a temporary, 0.8 MB, may find no place in the heap
