@@ -126,7 +126,7 @@ def body(
         "every table. A cell not run is empty. Differences are ours minus published in standard errors, se.",
         "## Summary",
         pages.markdown(summary(cells, place, protocol, results)),
-        "Cells: command lines at this protocol; finished here: with a run folder; in results/: with rows in the CSV file.",
+        "Cells: command lines at this protocol; finished here: with a run folder; in results/: with rows in its CSV.",
         "## Tables",
     ]
     for name, table in tables.items():
