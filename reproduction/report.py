@@ -143,9 +143,7 @@ def body(
 
 def commands(cells: list[Cell], place: Place, protocol: str) -> list[str]:
     """The one command, and that of every cell."""
-    whole = (
-        "python reproduce.py run quick" if protocol == "quick" else f"python reproduce.py run all -protocol {protocol}"
-    )
+    whole = "quick" if protocol == "quick" else f"all -protocol {protocol}"
     lines = "\n".join(shown(place.words(cell)) for cell in cells)
     return [
         "## Commands",
