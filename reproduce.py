@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from experiment import options
-from reproduction import protocols, report
+from reproduction import pages, protocols, report
 from reproduction.cells import ROOT, Cell, Place, shown
 from reproduction.engine import run_cells
 from reproduction.pictures import draw
@@ -146,9 +146,21 @@ def main() -> int:
         pictures = results.parent / "figures"
         update(cells, place, args.protocol, results)
         draw(cells, place, args.protocol, pictures)
-        print(f"report: {report.write(cells, place, args.protocol, results, pictures)}")
     states = show_states(cells, place)
+    if args.action in ("run", "report"):
+        write_report(args, place, results, pictures)
     return 1 if states["failed"] or states["other flags"] else 0
+
+
+def write_report(args: argparse.Namespace, place: Place, results: Path, pictures: Path) -> None:
+    """The report of all tables, and of the committed results the pages' tables as well; prints its short form."""
+    cells = protocols.cells(list(protocols.TABLES), args.protocol, args.seeds, args.checkpoint)
+    path = report.write(cells, place, args.protocol, results, pictures)
+    if results == pages.RESULTS:
+        for page in pages.fill():
+            print(f"tables: {page}")
+    print(report.short(cells, place, args.protocol, results))
+    print(f"report: {path}")
 
 
 if __name__ == "__main__":

@@ -67,10 +67,8 @@ def on_images(folder: Path, table: str, protocol: str, settings: dict[str, str],
     for row in ordered(rows, **orders).to_dict("records"):
         first, other = row["difference"].split(" - ")
         line = {"difference": f"{name(first)} − {name(other)}"}
-        line |= {
-            title: name(short(row[key])) if key in ("data", "model") else short(row[key])
-            for key, title in settings.items()
-        }
+        line |= {title: short(row[key]) for key, title in settings.items()}
+        line |= {settings[key]: name(row[key]) for key in ("data", "model") if key in settings}
         line |= {"n": count(row["seeds"]), "accuracy": signed(row, "accuracy", 2), "NLL": signed(row, "nll", 4)}
         line |= {"accuracy: se over seeds": number(row["accuracy_se_seeds"], 2)}
         line |= {"NLL: se over seeds": number(row["nll_se_seeds"], 4)}
@@ -122,23 +120,21 @@ def figure2(folder: Path, protocol: str) -> Table:
     """Accuracy under attack."""
     by = ["data", "attack", "sn", "method"]
     rows = load(folder, "figure2", protocol, [*by, "zeta", "n", "seed", "accuracy"])
-    keys = ["data", "method", "zeta"]
-    paper = published("figure2", protocol)
-    theirs = paper.set_index(keys)["accuracy"].to_dict()
-    table = means(rows.rename(columns={"n": "images"}), [*by, "images", "zeta"], ["accuracy"])
+    rows = rows.assign(zeta=rows["zeta"].round(4)).rename(columns={"n": "images"})
+    paper = published("figure2", protocol).assign(attack="fgsm_predicted")
+    table = means(rows[rows["zeta"].isin(ZETAS)], [*by, "images", "zeta"], ["accuracy"])
+    table = keyed(with_published(table, paper, ["data", "attack", "method", "zeta"]), ["sn", "images", *WHERE])
     printed: dict[tuple, dict] = {}
     known = []
-    order = {"data": DATA, "attack": list(ATTACKS), "sn": sorted(rows["sn"].unique()), "method": IMAGE_METHODS}
-    for row in ordered(table, **order).to_dict("records"):
-        zeta = next((z for z in ZETAS if abs(z - row["zeta"]) < 1e-9), None)
-        if zeta is None:
-            continue
+    order = {"data": DATA, "attack": list(ATTACKS), "sn": ["", *sorted(rows["sn"].unique())], "method": IMAGE_METHODS}
+    for row in ordered(table, **order, zeta=ZETAS).to_dict("records"):
         start = {"data": name(row["data"]), "attack": ATTACKS[row["attack"]], "method": name(row["method"])}
-        start |= {"epochs": short(row["sn"]), "images": count(row["images"]), "n": count(row["n"])}
-        line = printed.setdefault(tuple(row[k] for k in [*by, "images", *WHERE]), start | where(row))
-        value = theirs.get((row["data"], row["method"], zeta)) if row["attack"] == "fgsm_predicted" else None
-        line[f"zeta {zeta:g}"] = of(row, "accuracy", 1) + ("" if value is None else f" ({value:g})")
-        known.append(in_se(row["accuracy_mean"], row["accuracy_se"], value))
+        start |= {"epochs": short(row["sn"]), "images": short(row["images"]), "n": count(row["n"])}
+        start |= where(row) | {f"zeta {zeta:g}": "" for zeta in ZETAS}
+        line = printed.setdefault(tuple(row[k] for k in [*by, "images", *WHERE]), start)
+        theirs = f"({row['accuracy_published']:.0f})" if pd.notna(row["accuracy_published"]) else ""
+        line[f"zeta {row['zeta']:g}"] = f"{of(row, 'accuracy', 1)} {theirs}".strip()
+        known.append(in_se(row["accuracy_mean"], row["accuracy_se"], row["accuracy_published"]))
     note = (
         "Accuracy in percent at the strength zeta, mean over n seeds; in brackets: published, full schedule, read off "
         "Figure 2 by eye to two points. " + provenance(rows)

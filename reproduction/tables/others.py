@@ -20,6 +20,9 @@ EXAMPLES = {  # of em_regression.py: metric, digits, title
 }
 
 
+OURS = ("n", "median", "best", "mean ± sd", "sparsity", "exactly the true variables")
+
+
 def em_regression(folder: Path, protocol: str) -> Table:
     """Variable selection beside the authors' logs."""
     columns = ["example", "seed", "restart", "mse", "mse_floor", "accuracy", "sparsity", "exact", "chosen"]
@@ -41,7 +44,7 @@ def em_regression(folder: Path, protocol: str) -> Table:
             for group in groups or ([part] if first and theirs is not None else []):
                 x = group[values]
                 known.append(math.nan if theirs is None else in_se(x.mean(), x.sem(), theirs[metric]))
-                line = {"": label} | (group_of(group, values, digits) if len(group) else {})
+                line = {"": label} | (group_of(group, values, digits) if len(group) else dict.fromkeys(OURS, ""))
                 line |= {"authors' run: value, sparsity": log, "difference in se": number(known[-1], 1, "+")}
                 printed.append(line)
     note = (

@@ -169,8 +169,8 @@ def uci(folder: Path, protocol: str, runs: list[tuple[str, float]] = RUNS) -> Ta
     paper = published("uci", protocol)
     table = with_published(means(rows, UCI, ["rmse"]), paper, UCI)
     data, order = shown_data(table, protocol), {run: i for i, run in enumerate(runs)}
-    table = table[[run in order for run in zip(table["method"], table["anneal"], strict=True)]]
-    table = table.assign(run=[order[run] for run in zip(table["method"], table["anneal"], strict=True)])
+    table["run"] = [order.get(run) for run in zip(table["method"], table["anneal"], strict=True)]
+    table = table.dropna(subset="run")
     # published rows that we have not run stand with those that we have
     filled = table.groupby("run")[WHERE].transform("first") if len(table) else table[WHERE]
     table = table.assign(**{key: table[key].where(table[key].notna(), filled[key]) for key in WHERE})

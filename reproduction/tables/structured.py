@@ -19,6 +19,8 @@ SPEEDS = [f"speedup_{kind}_{batch}" for kind in ("cpu", "onnx") for batch in (25
 METHODS = ["dense", "sbp", "sbpa", "ssl", "sparsevd"]
 SHOWN = {"dense": "plain", "sbp": "SBP", "sbpa": "SBPa", "ssl": "SSL", "sparsevd": "SparseVD"}
 TRAIN, TIMES = "training accuracy, %", ("CPU", "ONNX")
+OURS = ["settings", "epochs", "n", TRAIN, "error, %", "units", "parameters left", "FLOPs"]
+OURS += ["CPU, batch 256 (1)", "ONNX Runtime, batch 256 (1)"]
 MODELS = ["lenet-fc", "lenet5", "vgglike"]
 
 
@@ -32,7 +34,8 @@ def runs(folder: Path, file: str, protocol: str) -> pd.DataFrame:
 
 def settings(row) -> str:
     """What differs from the published settings."""
-    parts = [f"noise step × {short(row['noise_lr'])}"] if row["noise_lr"] not in ("", 1.0) else []
+    parts = [f"width × {short(row['scale'])}"] if row["scale"] not in ("", 1.0) else []
+    parts += [f"noise step × {short(row['noise_lr'])}"] if row["noise_lr"] not in ("", 1.0) else []
     parts += [f"KL × {short(row['kl_weight'])}"] if row["kl_weight"] not in ("", 1.0) else []
     parts += [f"KL × {str(row['kl_layers']).replace('.0', '')} by layer"] if row["kl_layers"] else []
     parts += [f"warm-up of {short(row['warmup'])} epochs"] if row["warmup"] else []
@@ -45,11 +48,6 @@ def units(row, sites: list[str]) -> str:
     """'20-50-800-500', means over seeds."""
     left = [row[f"units_{site}_mean"] for site in sites if pd.notna(row.get(f"units_{site}_mean"))]
     return "-".join(f"{x:.0f}" for x in left)
-
-
-def times(value: float) -> str:
-    """'2.8x'."""
-    return "" if pd.isna(value) else f"{value:.1f}x"
 
 
 def pruned(rows: pd.DataFrame, paper: pd.DataFrame, title: str, note: str) -> Table:
@@ -77,24 +75,22 @@ def printed_row(row: dict, theirs: dict | None, sites: list[str]) -> tuple[dict,
     """A row as printed, and its difference from the published error; theirs: the published one."""
     theirs, ours = theirs or {}, "error_mean" in row
     apart = in_se(row["error_mean"], row["error_se"], theirs.get("error")) if ours else math.nan
-    line = {"network": name(row["model"]), "method": SHOWN[row["method"]]}
-    line |= {"width": short(row["scale"])} if ours and row["scale"] != 1 else {}
+    line = {"network": name(row["model"]), "method": SHOWN[row["method"]]} | dict.fromkeys(OURS, "")
     if ours:
         kept = number(100 * row["parameters_mean"] / row["parameters_dense_mean"], 1)
-        line |= {"settings": settings(row), "epochs": short(row["sn"]), "n": count(row["n"])}
-        line |= {TRAIN: number(row["accuracy_train_mean"], 1)}
-        line |= {
-            "error, %": of(row, "error"),
-            "units": units(row, sites),
-            "parameters left": f"{kept}%" if kept else "",
-        }
-        line |= {"FLOPs": number(row["flops_ratio_mean"]) + "x"}
-        for kind, label in (("cpu", "CPU"), ("onnx", "ONNX Runtime")):
-            large, one = (times(row[f"speedup_{kind}_{batch}_mean"]) for batch in (256, 1))
-            line[f"{label}, batch 256 (1)"] = f"{large} ({one})" if large else ""
+        values = [settings(row), short(row["sn"]), count(row["n"]), number(row["accuracy_train_mean"], 1)]
+        values += [of(row, "error"), units(row, sites), f"{kept}%" if kept else ""]
+        values += [f"{number(row['flops_ratio_mean'])}x", speedup(row, "cpu"), speedup(row, "onnx")]
+        line |= dict(zip(OURS, values, strict=True))
     line |= {"published: error": number(theirs.get("error")), "difference in se": number(apart, 1, "+")}
     line |= {"published: units": theirs.get("units", ""), "published: FLOPs, CPU": published_speed(theirs)}
     return line | where(row), apart
+
+
+def speedup(row, kind: str) -> str:
+    """'2.8x (1.3x)': at batch 256, and at 1."""
+    large, one = (row[f"speedup_{kind}_{batch}_mean"] for batch in (256, 1))
+    return "" if pd.isna(large) else f"{large:.1f}x ({one:.1f}x)"
 
 
 def published_speed(theirs: dict) -> str:

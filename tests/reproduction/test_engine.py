@@ -125,9 +125,9 @@ def test_a_folder_with_another_commands_run_is_not_finished(stand_in, place):
     folder = place.folder(cell)
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
-    (folder / "command.sh").write_text(f"python {cell.command[0]} -speed 0 -pretrained old/place -out elsewhere -sn 5\n")
+    (folder / "command.sh").write_text(f"python {cell.command[0]} -speed 0 -pretrained old -out elsewhere -sn 5\n")
     assert place.state(cell) == "finished"
-    (folder / "command.sh").write_text(f"python {cell.command[0]} -pretrained old/place -out elsewhere -sn 6\n")
+    (folder / "command.sh").write_text(f"python {cell.command[0]} -pretrained old -out elsewhere -sn 6\n")
     assert place.state(cell) == "other flags"
 
 
