@@ -208,8 +208,10 @@ def sbp_vgg(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
                 yield make(f"{c}_{seed}", c, f"-pretrained @dense_{seed} -seed {seed}", seed=seed)
     if protocol == "cpu":
         yield make("dense", "dense", "-scale 0.25 -sn 16")
+        short = "-scale 0.25 -pretrained @dense -lr 1e-4 -sn 8 -threshold_sweep 20"
+        yield make("sbp", "sbp", short)
         for c in ("sbp", "sbpa"):
-            yield make(c, c, "-scale 0.25 -pretrained @dense -lr 1e-4 -sn 8 -threshold_sweep 20")
+            yield make(f"{c}_noise100", c, f"{short} -noise_lr 100")
 
 
 def em_regression(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
