@@ -34,14 +34,13 @@ def benchmarks(*arguments) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory):
-    """The rows of a quick run of all."""
-    file = tmp_path_factory.mktemp("quick") / "rows.csv"
+def everything(shared_run):
+    """The rows of a quick run of all, made once for all workers."""
     committed = (ROOT / "results" / "benchmarks.csv").read_bytes()
-    done = benchmarks("-quick", 1, "-out", file)
-    assert done.returncode == 0, done.stderr
+    done = shared_run("quick_benchmarks.csv", "-m", "benchmarks", "-quick", 1)
+    assert done.code == 0, done.stderr
     assert (ROOT / "results" / "benchmarks.csv").read_bytes() == committed
-    return pd.read_csv(file)
+    return pd.read_csv(done.folder)
 
 
 def test_every_benchmark_is_known_here():
