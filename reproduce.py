@@ -155,12 +155,11 @@ def main() -> int:
 def write_report(args: argparse.Namespace, place: Place, results: Path, pictures: Path) -> None:
     """The report of all tables, and of the committed results the pages' tables as well; prints its short form."""
     cells = protocols.cells(list(protocols.TABLES), args.protocol, args.seeds, args.checkpoint)
-    path = report.write(cells, place, args.protocol, results, pictures)
+    path, short = report.write(cells, place, args.protocol, results, pictures)
     if results == pages.RESULTS:
         for page in pages.fill():
             print(f"tables: {page}")
-    print(report.short(cells, place, args.protocol, results))
-    print(f"report: {path}")
+    print(f"\n{short}\n\nreport: {path}")
 
 
 if __name__ == "__main__":

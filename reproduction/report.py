@@ -56,26 +56,27 @@ summary { cursor: pointer; }
 """
 
 
-def write(cells: list[Cell], place: Place, protocol: str, results: Path, pictures: Path) -> Path:
-    """Write report.md and report.html into `results`; returns the latter.
+def write(cells: list[Cell], place: Place, protocol: str, results: Path, pictures: Path) -> tuple[Path, str]:
+    """Write report.md and report.html into `results`; returns the latter and the short form for a terminal.
 
     cells: of all tables, for their states and commands.  pictures: folder of the figures.
     """
-    tables = made(results, protocol)
-    text = body(cells, place, protocol, results, pictures, tables)
+    tables = {name: make(results, protocol) for name, make in TABLES.items()}
+    overview = summary(cells, place, protocol, results, tables)
+    text = body(cells, place, protocol, results, pictures, tables, overview)
     results.mkdir(parents=True, exist_ok=True)
     write_text(results / "report.md", text)
     path = results / "report.html"
     write_text(path, page(text, results))
-    return path
+    return path, short(protocol, tables, overview)
 
 
-def short(cells: list[Cell], place: Place, protocol: str, results: Path) -> str:
-    """The summary for a terminal; of the quick protocol, which has nothing to compare with, the first tables."""
-    lines = ["", summary(cells, place, protocol, results).to_string(index=False)]
-    for name in dict.fromkeys(file_name(cell.table) for cell in cells) if protocol == "quick" else ():
-        table = TABLES[name](results, protocol)
-        lines += ["", table.title, compact(table.frame).to_string(index=False)] if len(table.frame) else []
+def short(protocol: str, tables: dict[str, Table], overview: pd.DataFrame) -> str:
+    """The summary, and of the quick protocol, which has nothing to compare with, the main tables."""
+    lines = [overview.to_string(index=False)]
+    for name in map(file_name, overview["table"]) if protocol == "quick" else ():
+        frame = compact(tables[name].frame)
+        lines += ["", tables[name].title, frame.to_string(index=False)] if len(frame) else []
     return "\n".join(lines)
 
 
@@ -84,20 +85,14 @@ def compact(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[:, (frame != "").any()]
 
 
-def made(results: Path, protocol: str) -> dict[str, Table]:
-    """The tables that have rows."""
-    tables = {name: make(results, protocol) for name, make in TABLES.items()}
-    return {name: table for name, table in tables.items() if len(table.frame)}
-
-
-def summary(cells: list[Cell], place: Place, protocol: str, results: Path) -> pd.DataFrame:
+def summary(cells: list[Cell], place: Place, protocol: str, results: Path, tables: dict[str, Table]) -> pd.DataFrame:
     """How far every table is, and how near to the published numbers."""
     printed = []
     for experiment in dict.fromkeys(cell.table for cell in cells):
         own = [cell for cell in cells if cell.table == experiment]
         name = file_name(experiment)
         measured = {x for file in (name, f"{name}_ood") for x in named(results / f"{file}.csv", protocol)}
-        known = [x for x in TABLES[name](results, protocol).differences if pd.notna(x)]
+        known = [x for x in tables[name].differences if pd.notna(x)]
         line = {"table": experiment, "cells": str(len(own))}
         line |= {"finished here": str(sum(place.state(cell) == "finished" for cell in own))}
         line |= {"in results/": str(sum(cell.name in measured for cell in own))}
@@ -115,7 +110,13 @@ def named(path: Path, protocol: str) -> set[str]:
 
 
 def body(
-    cells: list[Cell], place: Place, protocol: str, results: Path, pictures: Path, tables: dict[str, Table]
+    cells: list[Cell],
+    place: Place,
+    protocol: str,
+    results: Path,
+    pictures: Path,
+    tables: dict[str, Table],
+    overview: pd.DataFrame,
 ) -> str:
     """The report in Markdown."""
     machine = environment()
@@ -125,11 +126,13 @@ def body(
         f"{made_on}, on {plain(machine['gpu'] or machine['cpu'])}. Where its numbers were measured stands with "
         "every table. A cell not run is empty. Differences are ours minus published in standard errors, se.",
         "## Summary",
-        pages.markdown(summary(cells, place, protocol, results)),
+        pages.markdown(overview),
         "Cells: command lines at this protocol; finished here: with a run folder; in results/: with rows in its CSV.",
         "## Tables",
     ]
     for name, table in tables.items():
+        if table.frame.empty:
+            continue
         frame = compact(table.frame) if protocol == "quick" else table.frame
         parts += [f"### {table.title}", f"{html.escape(table.note, quote=False)} (`{name}`)", pages.markdown(frame)]
     drawn = [picture for picture in PICTURES if (pictures / picture.file).exists()]

@@ -26,7 +26,7 @@ def load(folder: Path, table: str, protocol: str, columns: Iterable[str] = ()) -
     columns: that are there in any case.
     """
     path = folder / f"{table}.csv"
-    rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    rows = pd.read_csv(path, dtype={"commit": str}) if path.exists() else pd.DataFrame()
     wanted = dict.fromkeys([*rows.columns, "protocol", "cell", "cpu", "gpu", "torch", "commit", *columns])
     rows = rows.reindex(columns=list(wanted))
     rows = rows[rows["protocol"].isin(protocols(protocol))].reset_index(drop=True)
