@@ -31,6 +31,7 @@ from scipy.stats import norm, wasserstein_distance
 from torch import Tensor
 
 from experiment import options
+from experiment.ending import conclude
 from experiment.progress import progress
 from experiment.run import Run
 from figures.sa_convergence import draw
@@ -128,8 +129,8 @@ def main() -> int:
         run = Run("sa_convergence", parser.changed(args, ignore) or "default", vars(args))
     if args.resume and run.finished:
         draw(run.folder)
-        print((run.folder / "summary.json").read_text() + f"finished before: {run.folder}")
-        return 0
+        print((run.folder / "summary.json").read_text(), end="")
+        return conclude(run, "", done="finished before")
     torch.set_num_threads(1)  # tensors this small gain nothing from a second thread
     model, rows, errors = Conjugate(args.seed), [], {}
     if args.resume and (saved := run.load()):
@@ -169,8 +170,7 @@ def main() -> int:
     run.finish(table, summary)
     draw(run.folder)
     print(json.dumps(summary, indent=1))
-    print(f"results: {run.folder}, figure: {run.folder}/figures/sa_convergence.png")
-    return 0
+    return conclude(run, "", figure="sa_convergence")
 
 
 if __name__ == "__main__":
