@@ -12,6 +12,7 @@ sampler: that table, temperatures and errors against the step size and against t
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -45,9 +46,11 @@ def crossing(v0: float, v1: float, delta: float = 0.5) -> tuple[float, float]:
 
     log A - log B of Eq. (5) is a parabola in |beta| that opens downwards: constant + |beta| / v0 - beta^2 / (2 v1).
     """
-    constant = np.log(delta / (1 - delta)) + np.log(v0 * np.sqrt(2 / (np.pi * v1)))
-    root = np.sqrt((v1 / v0) ** 2 + 2 * v1 * constant)
-    return max(0.0, v1 / v0 - root), v1 / v0 + root
+    constant = math.log(delta / (1 - delta)) + math.log(v0 * math.sqrt(2 / (math.pi * v1)))
+    square = (v1 / v0) ** 2 + 2 * v1 * constant
+    if square < 0:
+        return math.nan, math.nan
+    return max(0.0, v1 / v0 - math.sqrt(square)), v1 / v0 + math.sqrt(square)
 
 
 def prior(file: Path) -> Path:

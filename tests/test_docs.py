@@ -25,7 +25,7 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("new_*.py"))
 SMALL = {  # flags that come behind a command's own, and make it small
     "lr_simulation": "-iterations 100 -thin 10 -burn 2 -n 20 -p 20 -compile 0",
     "uci_run": "-sn 2 -burn 1 -thin 1 -seeds 2",
-    "posterior_cnn": "-sn 2 -burn 1 -thin 2 -train 16 -seeds 1 -attack_images 4 -pgd_images 2 -pgd_steps 1",
+    "posterior_cnn": "-sn 2 -burn 1 -thin 1 -train 16 -seeds 1 -attack_images 4 -pgd_images 2 -pgd_steps 1",
     "bayes_cnn": "-sn 1 -train 8",
     "sbp_cnn": "-sn 1 -dense_sn 1 -train 8 -scale 0.1 -speed 0",
     "em_cnn": "-sn 2 -cycles 2 -samples_per_cycle 1 -train 8 -speed 0",
