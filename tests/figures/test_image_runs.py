@@ -1,13 +1,8 @@
-"""The comparison of image runs and their two figures, from small runs on the digits."""
-
-import math
+"""The two figures of image runs, from small runs on the digits."""
 
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from experiment import compare
 from figures import adversarial, calibration
 
 SCRIPT = "posterior_cnn.py"
@@ -22,60 +17,6 @@ def runs(shared_run):
     made = [shared_run(f"cnn_compared_{method}", SCRIPT, *TINY, "-c", method) for method in ("sa", "vanilla")]
     assert [run.code for run in made] == [0, 0], [run.stderr for run in made]
     return [run / "" for run in made]
-
-
-def test_every_seed_of_every_run_has_a_row_with_its_provenance(runs):
-    table, _ = compare.collect(runs)
-    assert list(zip(table["method"], table["seed"], strict=True)) == [
-        ("sa", 1), ("sa", 2), ("vanilla", 1), ("vanilla", 2),
-    ]  # fmt: skip
-    assert (table["sn"] == 3).all() and (table["torch"] == torch.__version__).all() and table["commit"].notna().all()
-    for run, method in zip(runs, ("sa", "vanilla"), strict=True):
-        own = pd.read_csv(run / "table.csv")
-        assert table[table["method"] == method]["nll"].tolist() == pytest.approx(own["nll"].tolist())
-
-
-def test_paired_differences_are_those_of_the_predictions(runs):
-    table, predictions = compare.collect(runs)
-    (row,) = compare.paired(predictions, compare.keys(table)).to_dict("records")
-    assert row["difference"] == "sa - vanilla" and row["seeds"] == 2
-    right, likelihood = [], []
-    for seed in (1, 2):
-        ours, theirs = (load_file(run / f"seed{seed}/predictions.safetensors") for run in runs)
-        y = ours["labels"]
-        assert torch.equal(y, theirs["labels"])
-        hits = [(t["probabilities"].argmax(-1) == y).double() for t in (ours, theirs)]
-        right.append(100 * (hits[0] - hits[1]))
-        p = [t["probabilities"][range(len(y)), y].double() for t in (ours, theirs)]
-        likelihood.append(p[1].log() - p[0].log())
-    for name, values in (("accuracy", right), ("nll", likelihood)):
-        values = torch.stack(values)
-        assert row[name] == pytest.approx(values.mean().item())
-        assert row[f"{name}_se_images"] == pytest.approx(values.mean(0).std().item() / math.sqrt(values.shape[1]))
-        spread = (values[0].mean() - values[1].mean()).abs().item()
-        assert row[f"{name}_se_seeds"] == pytest.approx(spread / 2)  # sd / sqrt(2) of two values
-
-
-def test_a_method_alone_has_no_differences(runs):
-    table, predictions = compare.collect(runs[1:])
-    assert compare.paired(predictions, compare.keys(table)).empty
-
-
-def test_runs_of_different_lengths_are_not_compared(runs):
-    table, predictions = compare.collect(runs)
-    longer = {(data, aug, sn + (method == "sa"), method): x for (data, aug, sn, method), x in predictions.items()}
-    assert compare.paired(longer, compare.keys(table)).empty
-
-
-def test_the_command_writes_both_tables(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "PUBLISHED", tmp_path / "published")
-    compare.main("mine", *map(str, runs))
-    assert len(pd.read_csv(tmp_path / "mine.csv")) == 4 and len(pd.read_csv(tmp_path / "mine_paired.csv")) == 1
-    assert len(pd.read_csv(tmp_path / "mine_attack.csv")) == 4 * 3 * 11
-    assert pd.read_csv(tmp_path / "mine_ood.csv")["score"].value_counts().to_dict() == {
-        "entropy": 4, "mutual_information": 2,
-    }  # fmt: skip
-    assert "sa - vanilla" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("figure", [adversarial, calibration])
