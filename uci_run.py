@@ -51,7 +51,7 @@ SETTINGS = {
     "yacht": Setting(1.0, 0.1),
     "energy-efficiency": Setting(0.1, 0.1),
     "wine": Setting(0.5, 0.01),
-    # 1e-5 diverges on the rest: lr is chosen on validation data, see the README's table. invT and v0
+    # 1e-5 diverges on the rest: lr is chosen on validation data, see docs/ssgl_results.md. invT and v0
     # of concrete are published, power-plant and diabetes are not in the paper and take boston's
     "concrete": Setting(0.5, 0.07, lr=2e-6),
     "power-plant": Setting(1.0, 0.1, lr=1e-8),
