@@ -84,6 +84,7 @@ def merged(old: pd.DataFrame | None, new: pd.DataFrame, by: list[str]) -> pd.Dat
 
 def update(cells: list[Cell], place: Place, protocol: str, folder: Path) -> None:
     """Write the rows of all finished cells to the CSV files in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[pd.DataFrame]] = {}
     finished = [cell for cell in cells if place.state(cell) == "finished"]
     for cell in finished:
