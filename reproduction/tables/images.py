@@ -48,7 +48,7 @@ def table2(folder: Path, protocol: str) -> Table:
         "Mean ± sd over n seeds. Published: the full schedule, 200 epochs and 1000 augmented. Differences in our own "
         "standard errors, which are rough at few seeds. " + provenance(rows)
     )
-    return Table("MNIST and Fashion-MNIST: accuracy and calibration", note, finished(printed), known)
+    return Table("Image networks: accuracy and calibration", note, finished(printed), known)
 
 
 def on_images(folder: Path, table: str, protocol: str, settings: dict[str, str], paper: dict | None = None) -> Table:
@@ -93,7 +93,7 @@ def table2_paired(folder: Path, protocol: str) -> Table:
     apart = {(d, f"sa - {m}"): paper[d, "sa"] - x for (d, m), x in paper.items() if m != "sa"}
     settings = {"data": "data", "aug": "augmented", "sn": "epochs"}
     table = on_images(folder, "table2", protocol, settings, apart)
-    return replace(table, title="MNIST and Fashion-MNIST: SGHMC-SA minus the others")
+    return replace(table, title="Image networks: SGHMC-SA minus the others")
 
 
 def table2_ood(folder: Path, protocol: str) -> Table:
@@ -190,7 +190,7 @@ def table3(folder: Path, protocol: str) -> Table:
         "Mean ± sd over n seeds of the last epoch; published: best epoch by test accuracy, full schedule, original "
         "pixels. A-: annealed. Differences in our own standard errors, none for one seed. " + provenance(rows)
     )
-    return Table("Sparse ResNet20 on CIFAR10", note, finished(printed), known)
+    return Table("Sparse ResNets: accuracy", note, finished(printed), known)
 
 
 def table3_paired(folder: Path, protocol: str) -> Table:
@@ -200,7 +200,7 @@ def table3_paired(folder: Path, protocol: str) -> Table:
     apart = {(d, t, f"sa - {m}"): paper[d, t, "sa"] - x for (d, t, m), x in paper.items() if m != "sa"}
     settings = {"data": "data", "target": "sparsity", "sn": "epochs", "milestones": "milestones"}
     table = on_images(folder, "table3", protocol, settings, apart)
-    return replace(table, title="Sparse ResNet20: SGHMC-SA minus the others")
+    return replace(table, title="Sparse ResNets: SGHMC-SA minus the others")
 
 
 def table3_pruning(folder: Path, protocol: str) -> Table:
@@ -217,7 +217,7 @@ def table3_pruning(folder: Path, protocol: str) -> Table:
         for row in ordered(table, target=(0.9, 0.5), pruning=["weight", "unit", "rho"]).to_dict("records")
     ]
     note = "SGHMC-SA, short runs that differ in nothing else. " + provenance(rows)
-    return Table("Sparse ResNet20: weights, units, rho", note, finished(printed, ["pruned by"]))
+    return Table("Sparse ResNets: weights, units, rho", note, finished(printed, ["pruned by"]))
 
 
 def table3_validation(folder: Path, protocol: str) -> Table:
@@ -232,4 +232,4 @@ def table3_validation(folder: Path, protocol: str) -> Table:
         for row in table.to_dict("records")
     ]
     note = "SGHMC-SA on held-out training images, which the dense network has seen. " + provenance(rows)
-    return Table("Sparse ResNet20: milestones", note, finished(printed, ["milestones"]))
+    return Table("Sparse ResNets: milestones", note, finished(printed, ["milestones"]))

@@ -86,7 +86,7 @@ def em_images(folder: Path, protocol: str) -> Table:
         | where(row)
         for row in ordered(table, **order, dense=(1, 0), method=["sgd", "em"]).to_dict("records")
     ]
-    note = "Mean ± sd over n seeds; reduced schedules. " + provenance(rows)
+    note = "Mean ± sd over n seeds. " + provenance(rows)
     return Table("EM-MCMC: images", note, finished(printed, ["data"]))
 
 

@@ -71,7 +71,7 @@ def table1(folder: Path, protocol: str) -> Table:
         "coefficient exceeds half of its true value. *: the paper's table, quoted from memory and unconfirmed; "
         "notebook: the authors', of one data set. Differences from them in our own standard errors. " + provenance(rows)
     )
-    return Table("Linear regression, p = 1000 and n = 100: test errors", note, finished(printed), known)
+    return Table("Linear regression, more variables than rows: test errors", note, finished(printed), known)
 
 
 def table1_paired(folder: Path, protocol: str) -> Table:

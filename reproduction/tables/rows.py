@@ -47,13 +47,14 @@ def plain(hardware) -> str:
 
 
 def provenance(*tables: pd.DataFrame) -> str:
-    """'Protocol cpu; AMD EPYC; torch 2.15; commits ...' of the rows of some tables."""
-    rows = pd.concat([t.reindex(columns=["protocol", "hardware", "torch", "commit"]) for t in tables])
+    """'Data mnist; protocol cpu; AMD EPYC; torch 2.15; commits ...' of the rows of some tables."""
+    rows = pd.concat([t.reindex(columns=["data", "protocol", "hardware", "torch", "commit"]) for t in tables])
 
     def all_of(column: str) -> list[str]:
         return [str(x) for x in pd.unique(rows[column].dropna()) if str(x)]
 
-    parts = [f"protocol {', '.join(all_of('protocol'))}"] if len(rows) else ["not run"]
+    parts = [f"data {', '.join(all_of('data'))}"] if all_of("data") else []
+    parts += [f"protocol {', '.join(all_of('protocol'))}"] if len(rows) else ["not run"]
     parts += [", ".join(all_of("hardware"))]
     parts += [f"torch {', '.join(all_of('torch'))}"] if all_of("torch") else []
     commits = [commit[:7] for commit in all_of("commit")]

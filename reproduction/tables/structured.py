@@ -117,7 +117,7 @@ def sbp_table(folder: Path, protocol: str, file: str, data: str, title: str) -> 
     return replace(table, frame=table.frame.drop(columns=TRAIN, errors="ignore"))
 
 
-sbp_mnist = partial(sbp_table, file="sbp_mnist", data="mnist", title="Structured pruning of LeNets on MNIST")
+sbp_mnist = partial(sbp_table, file="sbp_mnist", data="mnist", title="Structured pruning of LeNets")
 sbp_vgg = partial(
     sbp_table, file="sbp_vgg", data="cifar10", title="Structured pruning of a VGG-like network on CIFAR10"
 )

@@ -26,8 +26,6 @@ NAMES = {
     "lenet-fc": "LeNet-fc",
     "lenet5": "LeNet5",
     "vgglike": "VGG-like",
-    "resnet20": "ResNet20",
-    "resnet32": "ResNet32",
     "vgg": "VGG",
     "mnist-random": "MNIST, random labels",
     "energy-efficiency": "Energy",
@@ -51,7 +49,7 @@ class Table:
 
 def name(word: str) -> str:
     """Of data and methods, for people."""
-    return NAMES.get(word, word[:1].upper() + word[1:])
+    return NAMES.get(word, word[:1].upper() + word[1:].replace("esnet", "esNet"))
 
 
 def pm(mean: float, spread: float = np.nan, digits: int = 2) -> str:

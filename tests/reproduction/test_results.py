@@ -144,6 +144,23 @@ def test_paired_differences_are_those_of_the_predictions(place, images):
         assert row[f"{name}_se_seeds"] == pytest.approx(spread / 2)  # sd / sqrt(2) of two values
 
 
+def test_rows_of_sparse_networks_name_the_target_and_the_dense_one(place, shared_run, put):
+    size = ("-data", "digits", "-depth", 8, "-train", 100, "-sn", 3)
+    dense = shared_run("compared_dense", "bayes_cnn.py", *size, "-lr", 1e-5, "-prune", 0)
+    flags = (*size, "-prune", 1, "-cut", 0.9, "-gap", 1, "-pretrained", dense.folder, "-seeds", 2)
+    cells = [put(shared_run(f"compared_{c}", "bayes_cnn.py", *flags, "-c", c), "table3", c) for c in ("sa", "em")]
+    before = results.rows(put(dense, "table3", "dense"), place, "cpu").iloc[0]
+    table = pd.concat([results.rows(cell, place, "cpu") for cell in cells])
+    assert table[["method", "target", "pruning", "seed", "anneal"]].to_numpy().tolist() == [
+        [method, 0.9, "weight", seed, 1.005] for method in ("sa", "em") for seed in (1, 2)
+    ]
+    assert (before["method"], before["target"], before["pruning"], before["anneal"]) == ("dense", 0.0, "none", 1.0)
+    assert set(table["accuracy_dense"]) == {before["accuracy"]}
+    assert table["sparsity"].tolist() == pytest.approx(4 * [0.9 * (1 - 0.9**43)], abs=0.002)  # k + 1
+    (row,) = results.paired(cells, place, "sa").to_dict("records")
+    assert (row["difference"], row["seeds"], row["target"]) == ("sa - em", 2, 0.9)
+
+
 def test_a_method_alone_has_no_differences(place, images):
     assert results.paired(images[1:], place, "sa").empty and results.paired(images[:1], place, "sa").empty
 
@@ -158,7 +175,6 @@ def test_runs_of_different_lengths_are_not_compared(place, images):
 
 
 def test_update_writes_the_paired_table(place, images, tmp_path):
-    (tmp_path / "results").mkdir()
     results.update(images, place, "quick", tmp_path / "results")
     paired = pd.read_csv(tmp_path / "results" / "table2_paired.csv")
     assert paired["difference"].tolist() == ["sa - vanilla"] and paired["protocol"].tolist() == ["quick"]
