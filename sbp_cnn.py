@@ -289,7 +289,8 @@ def show(table: pd.DataFrame) -> None:
     printed = report.formatted(ours, by, metrics, digits=2)
 
     def text(row, _) -> str:
-        return f"error {row.error}, units {row.units}, FLOPs {row.flops_ratio}x, CPU {row.cpu}x"
+        cpu = f", CPU {row.cpu}x" if pd.notna(row.cpu) else ""
+        return f"error {row.error}, units {row.units}, FLOPs {row.flops_ratio}x{cpu}"
 
     printed["published"] = report.beside(ours, by, report.published("sbp"), text)
     print(printed.T.to_string(header=False))

@@ -37,6 +37,7 @@ TABLES: dict[str, Generator] = {
     "em_images_paired": others.em_images_paired,
     "convergence": others.convergence,
     "benchmarks": others.benchmarks,
+    "scaling": others.scaling,
 }
 EXCERPTS: dict[str, Generator] = {  # for pages; the report has the whole
     "uci_short": partial(regression.uci, runs=[("sa", 1.003)]),

@@ -137,25 +137,55 @@ SPEED = {  # of a page: how the names of its benchmarks begin
     "bayes_cnn": ("bayes_cnn", "inference"),
     "sbp_cnn": ("sbp_cnn",),
     "em_cnn": ("em_cnn",),
+    "parts": ("parts of", "add_grad", "pruning"),
 }
 
 
+def measured(folder: Path, protocol: str, curves: bool) -> pd.DataFrame:
+    """Rows of benchmarks.csv: of curves, which have an exponent, or all others. They are of the CPU."""
+    path = folder / "benchmarks.csv"
+    if not path.exists() or "cpu" not in protocols(protocol):
+        return pd.DataFrame(columns=["benchmark", "case", "unit", "value", "ratio", "hardware"])
+    rows = pd.read_csv(path)
+    return rows[rows["exponent"].notna() == curves].assign(hardware=rows["hardware"].str.replace("(R)", ""))
+
+
+def amount(value: float, unit: str) -> str:
+    """A rate, time or size."""
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
 def benchmarks(folder: Path, protocol: str, part: str = "") -> Table:
-    """Rates beside their baselines.
+    """Rates and times beside their baselines.
 
     part: of SPEED; default all.
     """
-    path = folder / "benchmarks.csv"
-    known = path.exists() and "cpu" in protocols(protocol)
-    rows = pd.read_csv(path) if known else pd.DataFrame(columns=["benchmark", "case", "unit", "value", "ratio"])
+    rows = measured(folder, protocol, curves=False)
     rows = rows[rows["benchmark"].str.startswith(SPEED[part] if part else "")]
     printed = [
-        {"benchmark": row["benchmark"], "case": row["case"], "rate": f"{row['value']:,.0f} {row['unit']}"}
-        | {"against the baseline": f"{row['ratio']:.2f}", "hardware": row["hardware"].replace("(R)", "")}
+        {"benchmark": row["benchmark"], "case": row["case"], "measured": amount(row["value"], row["unit"])}
+        | {"against the baseline": f"{row['ratio']:.2f}", "hardware": row["hardware"]}
         for row in rows.to_dict("records")
     ]
     note = "Medians of one run, in turn with the baseline, which is the first row of every benchmark."
     return Table("Speed", note, pd.DataFrame(printed, columns=None if printed else ["benchmark"]).astype(str))
+
+
+def scaling(folder: Path, protocol: str) -> Table:
+    """How cost and memory grow with size: a row per curve."""
+    printed = []
+    rows = measured(folder, protocol, curves=True)
+    for (benchmark, case), curve in rows.groupby(["benchmark", "case"], sort=False):
+        first, last = curve.iloc[0], curve.iloc[-1]
+        printed.append(
+            {"benchmark": benchmark, "case": case, "against": f"{first['against']}, {first['at']:g} to {last['at']:g}"}
+            | {"measured": f"{amount(first['value'], '')}to {amount(last['value'], last['unit'])}"}
+            | {"exponent": f"{last['exponent']:.2f} ± {last['exponent_se']:.2f}"}
+            | {"against the baseline, last": f"{last['ratio']:.3g}", "hardware": last["hardware"]}
+        )
+    note = "cost ~ size^exponent, by least squares on logarithms, ± standard error. At small sizes the fixed cost of "
+    note += "starting operations lowers the exponent."
+    return Table("Scaling", note, pd.DataFrame(printed, columns=None if printed else ["benchmark"]).astype(str))
 
 
 PARTS = {f"benchmarks_{part}": partial(benchmarks, part=part) for part in SPEED}
