@@ -88,6 +88,7 @@ def parse(argv: list[str] | None = None):
         args.tables = list(protocols.TABLES)
     if args.checkpoint and not Path(args.checkpoint).is_file():
         parser.error(f"argument -checkpoint: there is no file {args.checkpoint}")
+    args.checkpoint = args.checkpoint and str(Path(args.checkpoint).resolve())  # cells run in the project's folder
     return parser, args
 
 

@@ -91,7 +91,7 @@ PICTURES = [
         "sbp_vgg.png",
         "VGG-like: accuracy and units against the threshold",
         structured.threshold,
-        {"full": "sbp*", "cpu": "sbp sbp_noise100"},
+        {"full": "sbp*"},
     ),
     Picture(
         "em-regression",
