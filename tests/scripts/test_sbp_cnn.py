@@ -683,7 +683,7 @@ def test_the_network_as_cut_is_timed(few, files, monkeypatch):
     assert (timed / "table.csv").read_bytes() == (untimed / "table.csv").read_bytes()
     (row,) = pd.read_csv(timed / "speed.csv").to_dict("records")
     names = [f"speedup_{what}_{batch}" for batch in (1, 256) for what in ("cpu", "onnx")]
-    assert list(row) == ["seed", *names] and all(0.1 < row[name] < 10 for name in names)
+    assert list(row) == ["seed", *names] and all(0.01 < row[name] < 100 for name in names)
     assert all(name in timed.stdout for name in names) and "speedup" not in untimed.stdout
     assert timed.stderr.count("epoch/s") == untimed.stderr.count("epoch/s")
 
