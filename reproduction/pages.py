@@ -44,14 +44,20 @@ def filled(text: str, results: Path = RESULTS) -> str:
     return MARKED.sub(table, text)
 
 
+def renewed(root: Path, results: Path) -> dict[Path, str]:
+    """Pages whose tables are not those of the CSV files, with the text that they should have."""
+    texts = {page: filled(page.read_text(), results) for page in pages(root)}
+    return {page: text for page, text in texts.items() if text != page.read_text()}
+
+
 def stale(root: Path = ROOT, results: Path = RESULTS) -> list[Path]:
     """Pages whose tables are not those of the CSV files."""
-    return [page for page in pages(root) if filled(page.read_text(), results) != page.read_text()]
+    return list(renewed(root, results))
 
 
 def fill(root: Path = ROOT, results: Path = RESULTS) -> list[Path]:
     """Write the tables into all pages; returns those that were stale."""
-    written = stale(root, results)
-    for page in written:
-        write_text(page, filled(page.read_text(), results))
-    return written
+    written = renewed(root, results)
+    for page, text in written.items():
+        write_text(page, text)
+    return list(written)

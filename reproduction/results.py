@@ -24,20 +24,8 @@ from .cells import Cell, Place
 
 # of args.json, where table.csv has no such column
 SETTINGS = ["sn", "burn", "thin", "average", "scale_to", "train", "amp", "lr", "v1", "invT"]
-SETTINGS += ["anneal", "milestones", "val"]
-SETTINGS += [
-    "noise_lr",
-    "kl_weight",
-    "kl_layers",
-    "finetune",
-    "cycles",
-    "warmup",
-    "rule",
-    "eps0",
-    "eps1",
-    "soft",
-    "hard",
-]
+SETTINGS += ["anneal", "milestones", "val", "noise_lr", "kl_weight", "kl_layers", "finetune"]
+SETTINGS += ["cycles", "warmup", "rule", "eps0", "eps1", "soft", "hard"]
 SETTINGS += ["dc", "da", "iterations", "epochs", "restarts"]
 SUMMARY = ["theta_star", "slope", "slope_se"]  # of summary.json, of sa_convergence.py
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
@@ -123,7 +111,7 @@ def paired(cells: list[Cell], place: Place, first: str) -> pd.DataFrame:
         row = read(path.parent / "args.json") | pd.read_csv(path.parent / "table.csv").iloc[0].to_dict()
         names = [name for name in names if name in row]
         setting = tuple(" ".join(map(str, x)) if isinstance(x := row[name], list) else x for name in names)
-        predictions.setdefault((*setting, row["method"]), {})[int(row["seed"])] = load_file(path)
+        predictions.setdefault((*setting, row["method"]), {})[int(row["seed"])] = per_image(load_file(path))
     result = []
     for (*setting, method), seeds in predictions.items():
         ours = predictions.get((*setting, first), {})
@@ -132,7 +120,7 @@ def paired(cells: list[Cell], place: Place, first: str) -> pd.DataFrame:
             continue
         row = dict(zip(names, setting, strict=True)) | {"difference": f"{first} - {method}", "seeds": len(common)}
         for metric in ("accuracy", "nll"):
-            difference = torch.stack([per_image(ours[s])[metric] - per_image(seeds[s])[metric] for s in common])
+            difference = torch.stack([ours[s][metric] - seeds[s][metric] for s in common])
             row[metric] = float(difference.mean())
             row[f"{metric}_se_images"] = float(difference.mean(0).std()) / math.sqrt(difference.shape[1])
             several = len(common) > 1

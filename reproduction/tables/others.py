@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from .images import on_images
-from .rows import WHERE, in_se, load, means, ordered, protocols, provenance, published
+from .rows import WHERE, in_se, load, means, ordered, plain, protocols, provenance, published
 from .text import Table, count, finished, name, number, of, pm, short, where
 
 EXAMPLES = {  # of em_regression.py: metric, digits, title
@@ -147,7 +147,7 @@ def measured(folder: Path, protocol: str, curves: bool) -> pd.DataFrame:
     if not path.exists() or "cpu" not in protocols(protocol):
         return pd.DataFrame(columns=["benchmark", "case", "unit", "value", "ratio", "hardware"])
     rows = pd.read_csv(path)
-    return rows[rows["exponent"].notna() == curves].assign(hardware=rows["hardware"].str.replace("(R)", ""))
+    return rows[rows["exponent"].notna() == curves].assign(hardware=rows["hardware"].map(plain))
 
 
 def amount(value: float, unit: str) -> str:

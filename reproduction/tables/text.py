@@ -9,20 +9,14 @@ import numpy as np
 import pandas as pd
 
 from experiment import report
+from figures.style import NETWORK_LABELS, TITLES
 
 from .rows import WHERE
 
 METHODS = ["dense", "sa", "em", "sghmc", "sgld", "sgd", "dropout", "vanilla", "sbp", "sbpa", "ssl", "sparsevd"]
 NAMES = {
-    "sa": "SGHMC-SA",
-    "em": "SGHMC-EM",
-    "sghmc": "SGHMC",
-    "dropout": "Dropout",
-    "vanilla": "Vanilla",
-    "mnist": "MNIST",
-    "fmnist": "Fashion-MNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
+    **NETWORK_LABELS,
+    **TITLES,
     "lenet-fc": "LeNet-fc",
     "lenet5": "LeNet5",
     "vgglike": "VGG-like",

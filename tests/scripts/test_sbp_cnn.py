@@ -677,13 +677,13 @@ def test_a_collapse_is_reported(start):
 
 def test_the_network_as_cut_is_timed(few, files, monkeypatch):
     """After the training, which does not happen again."""
-    monkeypatch.setattr(shrunk, "SECONDS", 1e-3)
+    monkeypatch.setattr(shrunk, "SECONDS", 0.05)
     untimed, timed = few(out="untimed"), few("-speed", 1, out="timed")
     assert files(timed.folder) - files(untimed.folder) == {"speed.csv"}
     assert (timed / "table.csv").read_bytes() == (untimed / "table.csv").read_bytes()
     (row,) = pd.read_csv(timed / "speed.csv").to_dict("records")
     names = [f"speedup_{what}_{batch}" for batch in (1, 256) for what in ("cpu", "onnx")]
-    assert list(row) == ["seed", *names] and all(0.01 < row[name] < 100 for name in names)
+    assert list(row) == ["seed", *names] and all(0.1 < row[name] < 10 for name in names)
     assert all(name in timed.stdout for name in names) and "speedup" not in untimed.stdout
     assert timed.stderr.count("epoch/s") == untimed.stderr.count("epoch/s")
 
