@@ -174,16 +174,15 @@ def sbp_mnist(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
     yield make("fc_ssl_1", "lenet-fc", "ssl", f"{fc} -sn 60")
     yield make("fc_sparsevd_1", "lenet-fc", "sparsevd", f"{fc} -sn 10")
     cost = "-noise_lr 10 -warmup 2 -kl_layers 100 40"  # the KL weighed by what a unit costs
-    bf16 = "-pretrained @l5_dense -amp 1"
-    yield make("l5_dense", "lenet5", "dense", "-sn 40")
-    yield make("l5_dense_30", "lenet5", "dense", "-sn 30")
-    yield make("l5_cost_1", "lenet5", "sbp", f"-pretrained @l5_dense_30 {cost} -sn 25 -threshold_sweep 40")
-    yield make("l5_sbpa_1", "lenet5", "sbpa", f"{bf16} -sn 40 -noise_lr 10 -threshold_sweep 40")
-    yield make("l5_sbpa_tuned_1", "lenet5", "sbpa", f"{bf16} {tuned} -threshold_sweep 40 -sn 30")
-    yield make("l5_sbpa_tuned_ft_1", "lenet5", "sbpa", f"{bf16} {tuned} -threshold_sweep 40 -sn 30 -finetune 15")
-    yield make("l5_ssl_1", "lenet5", "ssl", f"{bf16} -sn 15")
-    yield make("l5_sparsevd_1", "lenet5", "sparsevd", f"{bf16} -sn 12")
-    flags = "-pretrained @random_fc_dense -sn 30 -noise_lr 10 -allow_empty 1"
+    l5 = "-pretrained @l5_dense"
+    yield make("l5_dense", "lenet5", "dense", "-sn 30")
+    for seed in range(1, 1 + (seeds or 3)):
+        flags = f"{l5} {cost} -sn 25 -threshold_sweep 40 -seed {seed}"
+        yield make(f"l5_cost_{seed}", "lenet5", "sbp", flags, seed=seed)
+    yield make("l5_sbpa_1", "lenet5", "sbpa", f"{l5} -sn 30 -noise_lr 10 -threshold_sweep 40")
+    yield make("l5_sbpa_tuned_1", "lenet5", "sbpa", f"{l5} {tuned} -threshold_sweep 40 -sn 30 -finetune 15")
+    yield make("l5_ssl_1", "lenet5", "ssl", f"{l5} -sn 15")
+    yield make("l5_sparsevd_1", "lenet5", "sparsevd", f"{l5} -sn 12")
     yield make("random_fc_dense", "lenet-fc", "dense", "-sn 30", "mnist-random")
     yield make("random_fc_sbp_1", "lenet-fc", "sbp", flags, "mnist-random")
     # on held-out training images
