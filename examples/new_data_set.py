@@ -41,7 +41,7 @@ sparse = [params[name] for name in net.sparse_layers]
 rest = [p for name, p in params.items() if name not in net.sparse_layers]
 ssgl = {"v0": 1.0, "v1": 10.0, "a": 1, "b": 1, "nu": 1000, "lamda": 1000, "sigma": 1.0, "kappa0": 1e-4, "kappa1": 1e-4}
 prior = SSGLPrior(sparse, **ssgl, omega=RobbinsMonro(1, 100, 0.7), gaussian=rest, precision=5e-4 * N)
-sampler = SGHMC(net.parameters(), lr=0.1 / N, invT=1000.0, noise=FlatNoise(stream(1, "noise")))
+sampler = SGHMC(net.parameters(), lr=0.03 / N, invT=1000.0, noise=FlatNoise(stream(1, "noise")))
 average, order, augment = CategoricalMixturePredictive(len(data.test), 3), stream(1, "order"), stream(1, "augment")
 
 for epoch in range(1, 9):

@@ -17,7 +17,7 @@ from sampler.noise import stream
 class LeimkuhlerMatthews(SGLD):
     """beta <- beta - lr grad U + sqrt(2 lr / invT) (z_k + z_(k-1)) / 2, with z_k ~ N(0, 1)."""
 
-    def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
+    def update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
         scale = (group["lr"] / (2 * group["invT"])) ** 0.5
         for p, grad, z in zip(params, grads, self.noise(params), strict=True):
             before = self.state[p].get("noise", z)

@@ -184,6 +184,7 @@ def sbp_mnist(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
     yield make("l5_ssl_1", "lenet5", "ssl", f"{l5} -sn 15")
     yield make("l5_sparsevd_1", "lenet5", "sparsevd", f"{l5} -sn 12")
     yield make("random_fc_dense", "lenet-fc", "dense", "-sn 30", "mnist-random")
+    flags = "-pretrained @random_fc_dense -sn 30 -noise_lr 10 -allow_empty 1"
     yield make("random_fc_sbp_1", "lenet-fc", "sbp", flags, "mnist-random")
     # on held-out training images
     yield make("val_fc_dense", "lenet-fc", "dense", "-val 0.1 -sn 30")

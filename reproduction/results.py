@@ -30,8 +30,8 @@ SETTINGS += ["dc", "da", "iterations", "epochs", "restarts"]
 SUMMARY = ["theta_star", "slope", "slope_se"]  # of summary.json, of sa_convergence.py
 HARDWARE = ["torch", "cpu", "gpu", "commit"]  # of environment.json
 SAME = ["data", "aug", "model", "scale", "pruning", "target", "anneal", "val", "sn", "milestones"]
-SAME += ["noise_lr", "kl_weight", "kl_layers", "dense", "eps0", "soft", "hard"]  # of methods that can be compared
-FIRST = {"table2": "sa", "table3": "sa", "sbp-mnist": "sbp", "sbp-vgg": "sbp", "em-images": "em"}
+SAME += ["dense", "eps0", "soft", "hard"]  # of methods that can be compared
+FIRST = {"table2": "sa", "table3": "sa", "em-images": "em"}  # whose differences from the others are taken
 
 
 def file_name(table: str) -> str:
@@ -48,8 +48,9 @@ def rows(cell: Cell, place: Place, protocol: str) -> pd.DataFrame:
     folder = place.folder(cell)
     table = pd.read_csv(folder / cell.product.replace("summary.json", "table.csv"))
     args, environment, summary = (read(folder / f"{name}.json") for name in ("args", "environment", "summary"))
+    where = {name: environment[name] for name in HARDWARE}  # of an evaluated run: where it was made
     if cell.evaluates:
-        return table.assign(sn=args["sn"], protocol=protocol, cell=cell.name)
+        return table.assign(sn=args["sn"], protocol=protocol, cell=cell.name, **where)
     details = [row for row in summary.get("cells", []) if "seed" in row]  # diagnostics of every chain
     others = [pd.json_normalize(details)] if details else []
     speeds = [pd.read_csv(path) for path in sorted(folder.rglob("speed.csv"))]
@@ -58,8 +59,7 @@ def rows(cell: Cell, place: Place, protocol: str) -> pd.DataFrame:
     settings = {name: args[name] for name in SETTINGS if name in args and name not in table}
     settings = {name: " ".join(map(str, x)) if isinstance(x, list) else x for name, x in settings.items()}
     settings |= {name: summary[name] for name in SUMMARY if name in summary}
-    where = {"seconds": summary["seconds"]} | {name: environment[name] for name in HARDWARE}
-    return table.assign(**settings, protocol=protocol, cell=cell.name, **where)
+    return table.assign(**settings, protocol=protocol, cell=cell.name, seconds=summary["seconds"], **where)
 
 
 def merged(old: pd.DataFrame | None, new: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -106,12 +106,15 @@ def paired(cells: list[Cell], place: Place, first: str) -> pd.DataFrame:
     <metric>_se_seeds: standard error over seeds, for these images.
     """
     predictions: dict[tuple, dict[int, dict[str, Tensor]]] = {}
+    origins: dict[tuple, list[dict]] = {}
     names = list(SAME)
     for path in sorted(path for cell in cells for path in place.folder(cell).rglob("predictions.safetensors")):
         row = read(path.parent / "args.json") | pd.read_csv(path.parent / "table.csv").iloc[0].to_dict()
         names = [name for name in names if name in row]
         setting = tuple(" ".join(map(str, x)) if isinstance(x := row[name], list) else x for name in names)
-        predictions.setdefault((*setting, row["method"]), {})[int(row["seed"])] = per_image(load_file(path))
+        key = (*setting, row["method"])
+        predictions.setdefault(key, {})[int(row["seed"])] = per_image(load_file(path))
+        origins.setdefault(key, []).append(read(path.parent / "environment.json"))
     result = []
     for (*setting, method), seeds in predictions.items():
         ours = predictions.get((*setting, first), {})
@@ -125,5 +128,6 @@ def paired(cells: list[Cell], place: Place, first: str) -> pd.DataFrame:
             row[f"{metric}_se_images"] = float(difference.mean(0).std()) / math.sqrt(difference.shape[1])
             several = len(common) > 1
             row[f"{metric}_se_seeds"] = float(difference.mean(1).std()) / math.sqrt(len(common)) if several else None
-        result.append(row)
+        both = origins[*setting, first] + origins[*setting, method]
+        result.append(row | {name: " / ".join(sorted({x[name] for x in both if x[name]})) for name in HARDWARE})
     return pd.DataFrame(result)

@@ -8,7 +8,7 @@ from .group_spike_slab import GroupSpikeSlab
 from .magnitude_pruning import MagnitudePruner, Mask
 from .noise import ChainNoise, FlatNoise
 from .preconditioned import PreconditionedSGHMC
-from .sgmcmc import SGHMC, SGLD
+from .sgmcmc import SGHMC, SGLD, Langevin
 from .spike_slab import SSGLPrior
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ChainNoise",
     "FlatNoise",
     "GroupSpikeSlab",
+    "Langevin",
     "MagnitudePruner",
     "Mask",
     "PreconditionedSGHMC",

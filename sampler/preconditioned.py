@@ -81,7 +81,7 @@ class PreconditionedSGHMC(Langevin):
         super().__init__(params, defaults | {"momentum": momentum, "eta": eta}, noise)
         self.decay = decay if callable(decay) else lambda p: decay
 
-    def _check(self, group: dict) -> None:
+    def check(self, group: dict) -> None:
         allowed = {"lr": group["lr"] > 0, "observations": group["observations"] > 0, "eta": group["eta"] >= 0}
         allowed |= {"temperature": group["temperature"] >= 0, "momentum": 0 <= group["momentum"] < 1}
         for name, fine in allowed.items():
@@ -109,7 +109,7 @@ class PreconditionedSGHMC(Langevin):
             fill = torch.zeros_like(p)  # in the memory format of the parameter
             self.state[p].update(rho=fill, momentum=fill + INIT_MOMENTUM * m, noise=fill + z)
 
-    def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
+    def update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
         lr, N, T, beta0, eta = (group[name] for name in HYPERPARAMETERS)
         self._begin(params)
         rho, m, z = ([self.state[p][name] for p in params] for name in ("rho", "momentum", "noise"))

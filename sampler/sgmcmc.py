@@ -60,15 +60,19 @@ def check_sghmc(lr: float, momentum: float) -> None:
 
 
 class Langevin(Optimizer):
-    """What the samplers share: hyperparameters, noise, the walk over parameter groups."""
+    """What the samplers share: hyperparameters, noise, the walk over parameter groups.
+
+    A sampler of your own defines `update`, and `check` for its hyperparameters. self.noise(params) gives standard
+    normals, one tensor per parameter; defaults are the hyperparameters of a group.
+    """
 
     def __init__(self, params, defaults: dict, noise: Callable[[Sequence[Tensor]], list[Tensor]] | None):
         super().__init__(params, defaults)
         self.noise = noise if noise is not None else FlatNoise()
         for group in self.param_groups:
-            self._check(group)
+            self.check(group)
 
-    def _check(self, group: dict) -> None:
+    def check(self, group: dict) -> None:
         """Raise ValueError where a hyperparameter has no meaning."""
 
     @torch.no_grad()
@@ -80,10 +84,14 @@ class Langevin(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                self._update(group, params, [p.grad for p in params])
+                self.update(group, params, [p.grad for p in params])
         return loss
 
-    def _add_noise(self, targets: list[Tensor], params: list[Tensor], scale: Scale) -> None:
+    def update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
+        """One step of the parameters of a group, in place, from their gradients; called without autograd."""
+        raise NotImplementedError
+
+    def add_noise(self, targets: list[Tensor], params: list[Tensor], scale: Scale) -> None:
         """Add noise of standard deviation `scale`; at zero temperature nothing is drawn."""
         if isinstance(scale, Tensor):
             for x, z in zip(targets, self.noise(params), strict=True):
@@ -119,13 +127,13 @@ class SGLD(Langevin):
     def __init__(self, params, lr: float, invT: Scale = 1.0, noise=None):
         super().__init__(params, {"lr": lr, "invT": invT}, noise)
 
-    def _check(self, group: dict) -> None:
+    def check(self, group: dict) -> None:
         check_invT(group["invT"])
         check_sghmc(group["lr"], 0.0)
 
-    def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
+    def update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
         torch._foreach_add_(params, grads, alpha=-group["lr"])
-        self._add_noise(params, params, sgld_noise_scale(group["lr"], group["invT"]))
+        self.add_noise(params, params, sgld_noise_scale(group["lr"], group["invT"]))
 
 
 class SGHMC(Langevin):
@@ -163,7 +171,7 @@ class SGHMC(Langevin):
     def __init__(self, params, lr: float, momentum: float = 0.9, invT: Scale = 1.0, noise=None):
         super().__init__(params, {"lr": lr, "momentum": momentum, "invT": invT}, noise)
 
-    def _check(self, group: dict) -> None:
+    def check(self, group: dict) -> None:
         check_invT(group["invT"])
         check_sghmc(group["lr"], group["momentum"])
 
@@ -174,10 +182,10 @@ class SGHMC(Langevin):
             state["velocity"] = torch.zeros_like(p)
         return state["velocity"]
 
-    def _update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
+    def update(self, group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         velocities = [self.velocity(p) for p in params]
         torch._foreach_mul_(velocities, momentum)
         torch._foreach_add_(velocities, grads, alpha=-lr)
-        self._add_noise(velocities, params, sghmc_noise_scale(lr, momentum, group["invT"]))
+        self.add_noise(velocities, params, sghmc_noise_scale(lr, momentum, group["invT"]))
         torch._foreach_add_(params, velocities)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from .rows import WHERE, in_se, keyed, load, means, ordered, protocols, provenance, published, with_published
-from .text import METHODS, Table, count, finished, name, number, of, pair, pm, short, where
+from .rows import WHERE, in_se, keyed, load, means, ordered, provenance, published, with_published
+from .text import METHODS, NAMES, Table, count, finished, name, number, of, pair, pm, short, where
 
 METRICS = ("accuracy", "nll", "ece", "brier")
 SETTING = ["data", "aug", "sn", "method"]
@@ -51,22 +52,26 @@ def table2(folder: Path, protocol: str) -> Table:
     return Table("Image networks: accuracy and calibration", note, finished(printed), known)
 
 
-def on_images(folder: Path, table: str, protocol: str, settings: dict[str, str], paper: dict | None = None) -> Table:
+def on_images(
+    folder: Path,
+    table: str,
+    protocol: str,
+    settings: dict[str, str],
+    paper: dict | None = None,
+    names: Mapping[str, str] = NAMES,
+) -> Table:
     """Differences on the same test images, from <table>_paired.csv.
 
     settings: columns that tell rows apart, with their titles.  paper: published difference by (setting, difference).
+    names: of the methods.
     """
-    path = folder / f"{table}_paired.csv"
-    rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["protocol"])
-    rows = rows[rows["protocol"].isin(protocols(protocol))]
-    if "val" in rows:
-        rows = rows[rows["val"].fillna(0) == 0]
-    rows = keyed(rows.reindex(columns=[*dict.fromkeys([*rows, *settings])]), [*settings])
+    rows = load(folder, f"{table}_paired", protocol, ["val", *settings])
+    rows = keyed(rows[rows["val"].fillna(0) == 0], [*settings])
     printed = []
     orders = {key: DATA if key == "data" else list(rows[key].unique()) for key in settings}
     for row in ordered(rows, **orders).to_dict("records"):
         first, other = row["difference"].split(" - ")
-        line = {"difference": f"{name(first)} − {name(other)}"}
+        line = {"difference": f"{names[first]} − {names[other]}"}
         line |= {title: short(row[key]) for key, title in settings.items()}
         line |= {settings[key]: name(row[key]) for key in ("data", "model") if key in settings}
         line |= {"n": count(row["seeds"]), "accuracy": signed(row, "accuracy", 2), "NLL": signed(row, "nll", 4)}
@@ -76,7 +81,8 @@ def on_images(folder: Path, table: str, protocol: str, settings: dict[str, str],
             key = (*(row[key] for key in settings if key in ("data", "target")), row["difference"])
             line["accuracy, published"] = number(paper.get(key), 2, "+")
         printed.append(line | where(row))
-    note = "On the same test images: mean over n seeds ± standard error over images, and standard error over seeds."
+    note = "On the same test images: mean over n seeds ± standard error over images, and standard error over seeds. "
+    note += provenance(rows)
     return Table("", note, finished(printed, ["difference", *settings.values()]))
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .images import on_images
 from .rows import WHERE, in_se, load, means, ordered, plain, protocols, provenance, published
-from .text import Table, count, finished, name, number, of, pm, short, where
+from .text import NAMES, Table, count, finished, name, number, of, pm, short, where
 
 EXAMPLES = {  # of em_regression.py: metric, digits, title
     1: ("mse", 3, "Example 1, p = 1000: MSE"),
@@ -93,7 +93,7 @@ def em_images(folder: Path, protocol: str) -> Table:
 def em_name(row) -> str:
     """SGD, or EM-MCMC with its thresholds."""
     if row["method"] == "sgd":
-        return "SGD"
+        return name("sgd")
     if row["dense"]:
         return "EM-MCMC, dense"
     return ", ".join(["EM-MCMC", *(f"{key} {short(row[key])}" for key in THRESHOLDS)])
@@ -102,9 +102,8 @@ def em_name(row) -> str:
 def em_images_paired(folder: Path, protocol: str) -> Table:
     """EM-MCMC minus SGD on the same test images."""
     settings = {"data": "data", "model": "network", "dense": "dense", "sn": "epochs"}
-    table = on_images(folder, "em_images", protocol, settings)
-    frame = table.frame.replace({"SGHMC-EM − Sgd": "EM-MCMC − SGD"})
-    return replace(table, title="EM-MCMC minus SGD", frame=frame)
+    table = on_images(folder, "em_images", protocol, settings, names=NAMES | {"em": "EM-MCMC"})
+    return replace(table, title="EM-MCMC minus SGD")
 
 
 def convergence(folder: Path, protocol: str) -> Table:

@@ -51,7 +51,8 @@ def provenance(*tables: pd.DataFrame) -> str:
     rows = pd.concat([t.reindex(columns=["data", "protocol", "hardware", "torch", "commit"]) for t in tables])
 
     def all_of(column: str) -> list[str]:
-        return [str(x) for x in pd.unique(rows[column].dropna()) if str(x)]
+        values = (one for several in rows[column].dropna() for one in str(several).split(" / "))
+        return [value for value in dict.fromkeys(values) if value]
 
     parts = [f"data {', '.join(all_of('data'))}"] if all_of("data") else []
     parts += [f"protocol {', '.join(all_of('protocol'))}"] if len(rows) else ["not run"]

@@ -24,6 +24,7 @@ NAMES = {
     "mnist-random": "MNIST, random labels",
     "energy-efficiency": "Energy",
     "power-plant": "Power plant",
+    "sgd": "SGD",
 }
 
 
