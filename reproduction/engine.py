@@ -87,13 +87,13 @@ def run_script(words: list[str], log: Path, lock: int, threads: int | None) -> t
 
 
 def waves(cells: list[Cell]) -> Iterator[list[Cell]]:
-    """Cells in groups, each of which needs earlier groups only."""
-    left, done = list(cells), set()
+    """Cells in groups, each of which needs earlier groups only, or cells that are not among these: finished ones."""
+    left = list(cells)
     while left:
-        ready = [cell for cell in left if done.issuperset(cell.before)]
+        waiting = {cell.id for cell in left}
+        ready = [cell for cell in left if waiting.isdisjoint(cell.before)]
         yield ready
-        done.update(cell.id for cell in ready)
-        left = [cell for cell in left if cell.id not in done]
+        left = [cell for cell in left if cell not in ready]
 
 
 def run_cells(cells: list[Cell], place: Place, jobs: int, scheduler: str | None = None) -> Iterator[Outcome]:

@@ -118,6 +118,7 @@ def test_cells_wait_for_those_that_they_need():
         Cell("u", "a", ("@t/sparse",)),
     )
     assert list(waves([attack, sparse, dense])) == [[dense], [sparse], [attack]]
+    assert list(waves([attack, sparse])) == [[sparse], [attack]]  # dense was finished before
 
 
 def test_a_folder_with_another_commands_run_is_not_finished(stand_in, place):
