@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +20,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from experiment import options
-
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+from tests import forked
 
 
 @dataclass(frozen=True)
@@ -45,37 +45,53 @@ class Result:
 
 
 class Script:
-    """Starts a script of the repository as a user does."""
+    """Starts a script of the repository in a process of its own, on one thread."""
 
-    @staticmethod
-    def command(name: str, arguments, out) -> list[str]:
-        return [sys.executable, name, *map(str, arguments), "-out", str(out)]
+    def __init__(self, folder: Path):
+        self.folder = folder  # of what the processes print
+        self.count = itertools.count()
 
-    def run(self, name: str, *arguments, out, **environment) -> Result:
-        done = subprocess.run(
-            self.command(name, arguments, out), cwd=ROOT, env=ENVIRONMENT | environment,
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        return Result(done.returncode, done.stdout, done.stderr, str(out))
+    def start(self, name: str, *arguments, out=None, **environment: str) -> Running:
+        """Start it, and do not wait."""
+        words = [name, *map(str, arguments), *(["-out", str(out)] if out else [])]
+        number = next(self.count)
+        printed = tuple(self.folder / f"{number}.{stream}" for stream in ("out", "err"))
+        return Running(forked.start(words, *printed, **environment), printed, str(out))
 
-    def stop(self, name: str, *arguments, out, after: int, with_signal: int) -> Result:
-        """Send the signal as soon as a checkpoint says that `after` iterations or epochs are done."""
-        process = subprocess.Popen(
-            self.command(name, arguments, out), cwd=ROOT, env=ENVIRONMENT,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    def run(self, name: str, *arguments, out) -> Result:
+        return self.start(name, *arguments, out=out).result(seconds=300)
+
+    def stop(self, name: str, *arguments, out, after: int, with_signal: int, part: str = "", wait: float = 0) -> Result:
+        """Send the signal `wait` seconds after a checkpoint in out / part says that so much is done."""
+        running = self.start(name, *arguments, out=out)
+        while running.process.is_alive() and done(Path(out) / part) < after:
+            time.sleep(0.005)
+        time.sleep(wait)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(running.process.pid, with_signal)
+        return running.result(seconds=60)
+
+    def kill(self, name: str, *arguments, out, after: int, part: str = "", wait: float = 0) -> Result:
+        return self.stop(name, *arguments, out=out, after=after, with_signal=signal.SIGKILL, part=part, wait=wait)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started process, the files that it prints to, its run folder."""
+
+    process: BaseProcess
+    printed: tuple[Path, Path]
+    folder: str
+
+    def result(self, seconds: float) -> Result:
+        """Wait for its end, at most so long."""
         try:
-            while process.poll() is None and done(out) < after:
-                time.sleep(0.005)
-            process.send_signal(with_signal)
-            stdout, stderr = process.communicate(timeout=60)
+            self.process.join(seconds)
+            assert not self.process.is_alive(), f"still running after {seconds} s"
         finally:
-            process.kill()
-            process.wait()
-        return Result(process.returncode, stdout, stderr, str(out))
-
-    def kill(self, name: str, *arguments, out, after: int) -> Result:
-        return self.stop(name, *arguments, out=out, after=after, with_signal=signal.SIGKILL)
+            self.process.kill()
+            self.process.join()
+        return Result(self.process.exitcode, *(path.read_text() for path in self.printed), self.folder)
 
 
 def done(folder) -> int:
@@ -88,8 +104,8 @@ def done(folder) -> int:
 
 
 @pytest.fixture(scope="session")
-def script() -> Script:
-    return Script()
+def script(tmp_path_factory) -> Script:
+    return Script(tmp_path_factory.mktemp("printed"))
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
 
@@ -19,18 +17,8 @@ import reproduce
 from reproduction import protocols
 from reproduction.cells import ROOT, Place
 
+SCRIPT = "reproduce.py"
 TINY = ("uci", "-protocol", "quick", "-only", "method=sa", "method=em")  # two cells of uci_run.py on diabetes
-
-
-def start(*arguments, out, **how) -> subprocess.Popen:
-    command = [sys.executable, "reproduce.py", *map(str, arguments), "-out", str(out)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes, **how)
-
-
-def result(process: subprocess.Popen) -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(timeout=300)
-    return process.returncode, stdout, stderr
 
 
 def every_cell(protocol: str) -> list:
@@ -100,59 +88,55 @@ def test_list_shows_commands(capsys, monkeypatch):
         (["run", "table3", "-checkpoint", "nowhere.pth"], "argument -checkpoint"),
     ],
 )
-def test_bad_input_is_one_line(words, about, tmp_path):
-    code, stdout, stderr = result(start(*words, out=tmp_path / "runs"))
-    assert (code, stdout, len(stderr.splitlines())) == (2, "", 1)
-    assert about in stderr
-    assert not list(tmp_path.iterdir())
+def test_bad_input_is_one_line(words, about, refused, tmp_path):
+    assert about in refused(reproduce, *words, "-out", tmp_path / "runs")
 
 
 @pytest.mark.slow
-def test_cells_run_once_and_the_report_is_written(tmp_path):
+def test_cells_run_once_and_the_report_is_written(script, tmp_path):
     out = tmp_path / "runs"
-    code, stdout, stderr = result(start("run", *TINY, "-jobs", 2, out=out))
-    assert (code, stderr) == (0, "")
-    assert "2 cells, 0 finished before" in stdout and "uci: 2 finished" in stdout
+    first = script.run(SCRIPT, "run", *TINY, "-jobs", 2, out=out)
+    assert (first.code, first.stderr) == (0, "")
+    assert "2 cells, 0 finished before" in first.stdout and "uci: 2 finished" in first.stdout
     rows = pd.read_csv(out / "results" / "uci.csv")
     assert sorted(rows["method"]) == ["em", "em", "sa", "sa"] and set(rows["protocol"]) == {"quick"}
-    [report] = [line.removeprefix("report: ") for line in stdout.splitlines() if line.startswith("report: ")]
+    [report] = [line.removeprefix("report: ") for line in first.stdout.splitlines() if line.startswith("report: ")]
     assert "uci_run.py -data diabetes -c sa" in (ROOT / report).read_text()
     written = (out / "uci" / "diabetes_sa_annealed_seeds2" / "table.csv").stat().st_mtime_ns
-    code, stdout, _ = result(start("run", *TINY, out=out))
-    assert code == 0 and "2 cells, 2 finished before" in stdout
+    second = script.run(SCRIPT, "run", *TINY, out=out)
+    assert second.code == 0 and "2 cells, 2 finished before" in second.stdout
     assert (out / "uci" / "diabetes_sa_annealed_seeds2" / "table.csv").stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_listed_with_its_error(tmp_path):
+def test_a_failed_cell_is_listed_with_its_error(script, tmp_path):
     folder = tmp_path / "runs" / "uci" / "diabetes_sa_annealed_seeds2"
     folder.mkdir(parents=True)
     (folder / "args.json").write_text("{")
-    code, stdout, _ = result(start("run", *TINY, out=tmp_path / "runs"))
-    assert code == 1
-    assert "uci: 1 failed, 1 finished" in stdout
-    assert "holds an unreadable args.json" in stdout
-    code, stdout, _ = result(start("status", *TINY, out=tmp_path / "runs"))
-    assert code == 1 and "holds an unreadable args.json" in stdout
+    run = script.run(SCRIPT, "run", *TINY, "-jobs", 2, out=tmp_path / "runs")
+    assert run.code == 1
+    assert "uci: 1 failed, 1 finished" in run.stdout
+    assert "holds an unreadable args.json" in run.stdout
+    status = script.run(SCRIPT, "status", *TINY, out=tmp_path / "runs")
+    assert status.code == 1 and "holds an unreadable args.json" in status.stdout
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_same_numbers(tmp_path):
+def test_killed_runs_end_with_the_same_numbers(script, tmp_path):
     """kill -9 of reproduce.py and of its scripts, at one random moment each; the third start completes."""
-    whole = start("run", *TINY, "-jobs", 2, out=tmp_path / "whole")
-    assert result(whole)[0] == 0
+    assert script.run(SCRIPT, "run", *TINY, "-jobs", 2, out=tmp_path / "whole").code == 0
     rng = random.Random(0)
     for victim in ("script", "starter"):
-        process = start("run", *TINY, "-jobs", 2, out=tmp_path / "killed")
-        while not (scripts := psutil.Process(process.pid).children()) and process.poll() is None:
+        running = script.start(SCRIPT, "run", *TINY, "-jobs", 2, out=tmp_path / "killed")
+        starter = psutil.Process(running.process.pid)
+        while not (scripts := starter.children()) and running.process.is_alive():
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 6))
-        for target in scripts if victim == "script" else [process]:
-            with_pid = target.pid
-            if psutil.pid_exists(with_pid):
-                os.kill(with_pid, signal.SIGKILL)
-        process.communicate(timeout=300)
-    assert result(start("run", *TINY, "-jobs", 2, out=tmp_path / "killed"))[0] == 0
+        for target in scripts if victim == "script" else [starter]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                target.kill()
+        running.result(seconds=300)
+    assert script.run(SCRIPT, "run", *TINY, "-jobs", 2, out=tmp_path / "killed").code == 0
     tables = [pd.read_csv(tmp_path / name / "results" / "uci.csv") for name in ("whole", "killed")]
     measured = ["method", "seed", "rmse", "rmse_averaged", "nll"]
     ordered = [table[measured].sort_values(["method", "seed"]).reset_index(drop=True) for table in tables]

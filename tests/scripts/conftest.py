@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import math
 import os
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
-ROOT = Path(__file__).parents[2]
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # the number of threads changes the rounding
+from tests.conftest import Result, done
+from tests.forked import ONE_THREAD, ROOT
+
+pytest.register_assert_rewrite("tests.scripts.sbp_cnn_shared")  # its checks say what differs, as a test does
+
 CLASSES = {"cat": 30, "dog": 30}
 FEW = {"cat": 8, "dog": 8}
 SAME = ("table.csv", "metrics.csv", "model.safetensors", "predictions.safetensors")
@@ -130,62 +131,58 @@ def infinite_at(tested, monkeypatch):
 
 
 @pytest.fixture
-def epochs():
-    """epochs(folder): epochs of the checkpoint, 0 where there is none."""
+def killed(request, script):
+    """killed(*flags, out, part, after, wait): a process of its own; returns how many epochs were done at kill -9.
 
-    def done(folder: Path) -> int:
-        try:
-            with safe_open(folder / "checkpoint.safetensors", framework="pt") as file:
-                return json.loads(file.metadata()["state"])["done"]
-        except FileNotFoundError:
-            return 0
-
-    return done
-
-
-@pytest.fixture
-def killed(request, script, epochs):
-    """killed(*flags, out, part, after, seconds): a process of its own; returns how many epochs were done at kill -9.
-
-    It comes `seconds` after a checkpoint in `out` / `part` says that `after` epochs are done.
+    It comes `wait` seconds after a checkpoint in `out` / `part` says that `after` epochs are done.
     """
 
-    def kill(*flags, out: Path, part: str = "", after: int, seconds: float = 0.0) -> int:
-        command = script.command(request.module.SCRIPT, (*flags, "-save_every", 0, "-resume", 1), out)
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, **quiet)
-        try:
-            while process.poll() is None and epochs(out / part) < after:
-                time.sleep(0.005)
-            time.sleep(seconds)
-        finally:
-            process.kill()
-            process.wait()
-        return epochs(out / part)
+    def kill(*flags, out: Path, part: str = "", after: int, wait: float = 0.0) -> int:
+        again = ("-save_every", 0, "-resume", 1)
+        script.kill(request.module.SCRIPT, *flags, *again, out=out, part=part, after=after, wait=wait)
+        return done(out / part)
 
     return kill
 
 
 @pytest.fixture(scope="session")
 def torchrun():
-    """torchrun(program, *arguments): two processes of the CPU, started as torchrun starts them."""
+    """torchrun(program, *arguments): two processes of the CPU, started by torchrun."""
 
-    def run(program, *arguments) -> subprocess.CompletedProcess:
+    def run(program, *arguments) -> Result:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        return subprocess.run(
+        done = subprocess.run(
             [*command, str(program), *map(str, arguments)],
-            cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=200,
+            cwd=ROOT, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=200,
         )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr, "")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def two_ranks(script):
+    """two_ranks(program, *arguments): the same, sooner: forked with the variables that torchrun sets; their results
+    as one."""
+
+    def run(program, *arguments) -> Result:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+        both = [script.start(str(program), *arguments, **where, **rank) for rank in ranks]
+        first, second = (running.result(seconds=200) for running in both)
+        return Result(first.code or second.code, first.stdout + second.stdout, first.stderr + second.stderr, "")
 
     return run
 
 
 @pytest.fixture
-def two_processes(request, torchrun):
+def two_processes(request, two_ranks):
     """two_processes(*flags, out): the script in two of them."""
 
-    def run(*flags, out: Path) -> subprocess.CompletedProcess:
-        return torchrun(request.module.SCRIPT, *flags, "-device", "cpu", "-out", out)
+    def run(*flags, out: Path) -> Result:
+        return two_ranks(request.module.SCRIPT, *flags, "-device", "cpu", "-out", out)
 
     return run
 
@@ -238,6 +235,12 @@ def snapshot():
         return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
     return take
+
+
+@pytest.fixture
+def files(snapshot):
+    """files(folder): names of the files in it and below."""
+    return lambda folder: set(snapshot(folder))
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,9 @@ SETTINGS = {
     "dense": ("-prune", 0, "-average", 2),
     "cold dense": ("-prune", 0, "-aug", 0, "-val", 0.1, "-invT", 1e30, "-anneal", 2),
     "sa": (*SPARSE, "-average", 2),
-    "rho": (*SPARSE, "-pruning", "rho", "-amp", 1),
+    "rho": (*SPARSE, "-pruning", "rho"),
     "unit": (*SPARSE, "-pruning", "unit", "-c", "em", "-scale_to", 100),
-    "sghmc": (*SPARSE, "-c", "sghmc", "-fix_scale", 1),
+    "sghmc": (*SPARSE, "-c", "sghmc", "-fix_scale", 1, "-amp", 1),
 }
 
 
@@ -168,7 +168,7 @@ LONG = ("-data", "digits", "-depth", 8, "-sn", 12, "-train", 200)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["dense", "sa", "rho"])
+@pytest.mark.parametrize("setting", ["dense", "rho"])
 def test_a_killed_run_goes_on_bit_for_bit(killed, start, untrained, tmp_path, same_numbers, setting):
     """Killed three times, each at a random moment of its training."""
     flags, pieces = (*LONG, *SETTINGS[setting], "-pretrained", untrained), tmp_path / "pieces"
@@ -176,7 +176,7 @@ def test_a_killed_run_goes_on_bit_for_bit(killed, start, untrained, tmp_path, sa
     wait = random.Random()
     done = []
     for after in (1, 4, 7):
-        done.append(killed(*flags, out=pieces, after=after, seconds=wait.uniform(0, 0.3)))
+        done.append(killed(*flags, out=pieces, after=after, wait=wait.uniform(0, 0.3)))
         assert not (pieces / "table.csv").exists() or done[-1] == 12
     assert done == sorted(done) and done[0] >= 1
     same_numbers(start(*flags, "-resume", 1, out="pieces").folder, whole.folder)

@@ -139,13 +139,13 @@ def test_a_checkpoint_that_does_not_fit_is_a_one_line_error(interrupted, in_proc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", ["square", "sgd"])
 def test_a_killed_run_goes_on_bit_for_bit(killed, start, flags, tmp_path, same_run, setting):
     """Killed three times, each at a random moment of its training: before and after the first EM step."""
     asked, pieces = flags(*SETTINGS[setting], "-sn", 12, "-warmup", 5), tmp_path / "pieces"
     whole, wait, done = start(*asked, out="whole"), random.Random(), []
     for after in (1, 4, 7):
-        done.append(killed(*asked, out=pieces, after=after, seconds=wait.uniform(0, 0.3)))
+        done.append(killed(*asked, out=pieces, after=after, wait=wait.uniform(0, 0.3)))
         assert not (pieces / "table.csv").exists() or done[-1] == 12
     assert done == sorted(done) and done[0] >= 1
     same_run(start(*asked, "-resume", 1, out="pieces").folder, whole.folder)

@@ -45,7 +45,7 @@ def close(one: Path, other: Path) -> None:
         assert tables[0][name].to_numpy() == pytest.approx(tables[1][name].to_numpy(), rel=0.02, nan_ok=True), name
 
 
-def test_two_processes_compute_what_one_does(torchrun, slow_disk, start, pictures, snapshot, tmp_path):
+def test_two_processes_compute_what_one_does(two_ranks, slow_disk, start, pictures, snapshot, tmp_path):
     """Of two processes the first one writes, and may be slower at that than the second one reads; and it speaks."""
     flags = (*FEW, "-data", "folder", "-data_dir", pictures())
     more = {"em": ("-tensorboard", 1, "-export", tmp_path / "exported")}
@@ -53,8 +53,8 @@ def test_two_processes_compute_what_one_does(torchrun, slow_disk, start, picture
         (*flags, *asked, *more.get(name, ()), "-device", "cpu", "-out", tmp_path / f"two_{name}", "then")
         for name, asked in SETTINGS.items()
     ]
-    two = torchrun(slow_disk("model.safetensors", "members.csv", "summary.json"), *itertools.chain(*commands))
-    assert two.returncode == 0, two.stderr
+    two = two_ranks(slow_disk("model.safetensors", "members.csv", "summary.json"), *itertools.chain(*commands))
+    assert two.code == 0, two.stderr
     assert two.stdout.count("results: ") == 3 and "Traceback" not in two.stderr
     for name, asked in SETTINGS.items():
         one, other = Path(start(*flags, *asked, "-speed", 0, out=f"one_{name}").folder), tmp_path / f"two_{name}"
@@ -72,13 +72,13 @@ def test_two_processes_go_on_with_the_run_of_one(two_processes, start, interrupt
     start(*flags, out="one")
     assert len(pd.read_csv(interrupted(*flags, at=5, out="two") / "metrics.csv")) == 1
     result = two_processes(*flags, "-resume", 1, out=tmp_path / "two")
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.stderr
     close(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_minibatch_that_two_processes_cannot_share_is_refused(two_processes, pictures, tmp_path):
     flags = (*FEW, "-data", "folder", "-data_dir", pictures(), "-train", 9)
     result = two_processes(*flags, out=tmp_path / "run")
-    assert result.returncode != 0 and not (tmp_path / "run").exists()
+    assert result.code != 0 and not (tmp_path / "run").exists()
     lines = {line for line in result.stderr.splitlines() if line.startswith("em_cnn.py: error: ")}
     assert lines == {"em_cnn.py: error: argument -train: 9 images cannot be shared evenly by 2 processes"}

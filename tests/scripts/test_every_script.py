@@ -1,7 +1,9 @@
 """What is the same for every script."""
 
+import os
 import shlex
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ import posterior_cnn
 import sa_convergence
 import sbp_cnn
 import uci_run
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.forked import ONE_THREAD, ROOT
 
 SCRIPTS = [lr_simulation, uci_run, posterior_cnn, bayes_cnn, sbp_cnn, em_cnn, em_regression, sa_convergence]
 
@@ -35,10 +37,9 @@ def test_a_full_disk_is_an_error_and_loses_nothing(script, tmp_path):
     """A limit on the size of files stands in for it: the checkpoint does not fit."""
     tiny = ("-data", "diabetes", "-sn", 6, "-burn", 2, "-train", 50, "-save_every", 0)
     whole = script.run("uci_run.py", *tiny, out=tmp_path / "whole")
-    command = shlex.join(script.command("uci_run.py", (*tiny, "-resume", 1), tmp_path / "full"))
-    full = subprocess.run(
-        ["bash", "-c", f"ulimit -f 8; exec {command}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
+    words = [sys.executable, "uci_run.py", *map(str, tiny), "-resume", "1", "-out", str(tmp_path / "full")]
+    limited, where = ["bash", "-c", f"ulimit -f 8; exec {shlex.join(words)}"], os.environ | ONE_THREAD
+    full = subprocess.run(limited, cwd=ROOT, env=where, capture_output=True, text=True)
     lines = [line for line in full.stderr.splitlines() if "error" in line]
     assert (full.returncode, len(lines)) == (2, 1)
     assert "checkpoint.safetensors cannot be written" in lines[0] and "Traceback" not in full.stderr

@@ -218,6 +218,6 @@ def test_a_killed_run_goes_on_bit_for_bit(killed, start, pictures, tmp_path, sam
         flags = (*SETTINGS[setting], "-sn", 9, "-dense_sn", 9, "-finetune", 9)
     whole, pieces, wait = start(*flags, out="whole"), tmp_path / "pieces", random.Random()
     for part in KILLED[setting]:
-        done = killed(*flags, out=pieces, part=part, after=2, seconds=wait.uniform(0, 0.1))
+        done = killed(*flags, out=pieces, part=part, after=2, wait=wait.uniform(0, 0.1))
         assert 2 <= done <= 9 and not (pieces / "summary.json").exists()
     same_run(start(*flags, "-resume", 1, out="pieces").folder, whole.folder)

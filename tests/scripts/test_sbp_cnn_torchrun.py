@@ -52,7 +52,7 @@ def close(one: Path, other: Path, rtol: float, normed: bool) -> None:
     pd.testing.assert_frame_equal(*tables, rtol=rtol, check_dtype=False)
 
 
-def test_two_processes_compute_what_one_does(torchrun, slow_disk, start, network, pictures, snapshot, tmp_path):
+def test_two_processes_compute_what_one_does(two_ranks, slow_disk, start, network, pictures, snapshot, tmp_path):
     """Of two processes the first one writes, and may be slower at that than the second one reads; and it speaks."""
     small, large = pictures(), pictures(side=32, root="large")
     fc = ("-data", "folder", "-data_dir", small, "-scale", 0.04, "-sn", 3, "-train", 20, "-finetune", 2)
@@ -68,8 +68,8 @@ def test_two_processes_compute_what_one_does(torchrun, slow_disk, start, network
     commands = [
         (*flags, "-device", "cpu", "-out", tmp_path / f"two_{name}", "then") for name, flags in settings.items()
     ]
-    two = torchrun(slow_disk("model.safetensors", "summary.json"), *itertools.chain(*commands))
-    assert two.returncode == 0, two.stderr
+    two = two_ranks(slow_disk("model.safetensors", "summary.json"), *itertools.chain(*commands))
+    assert two.code == 0, two.stderr
     assert two.stdout.count("results: ") == 5 and "Traceback" not in two.stderr
     warnings = [line for line in two.stderr.splitlines() if "Warning" in line]
     assert all("Grad strides do not match bucket view strides" in line for line in warnings), warnings  # of one channel
