@@ -198,7 +198,8 @@ def test_a_worker_of_a_cluster_is_killed(stand_in, place):
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         outcomes = run_cells(cells, place, jobs=1, scheduler=cluster.scheduler_address)
         first = next(outcomes)
-        working = [cell for cell in cells if place.state(cell) == "running"]
+        while not (working := [cell for cell in cells if place.state(cell) == "running" and starts(place, cell)]):
+            time.sleep(0.01)
         script = int((place.folder(working[0]) / "starts").read_text().split()[-1])
         worker = psutil.Process(script).parent()
         assert worker.pid in {nanny.pid for nanny in cluster.workers.values()}
