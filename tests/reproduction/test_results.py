@@ -91,7 +91,10 @@ def test_rows_of_evaluations(place, images):
     cell = Cell("table2", "one_ood", line, product="ood.csv")
     rows = results.rows(cell, place, "cpu")
     own = pd.read_csv(place.root / "table2" / "one" / "ood.csv")
-    pd.testing.assert_frame_equal(rows, own.assign(sn=3, protocol="cpu", cell="one_ood"))
+    pd.testing.assert_frame_equal(rows[own.columns], own)
+    where = results.read(place.root / "table2" / "one" / "environment.json")
+    added = {"sn": 3, "protocol": "cpu", "cell": "one_ood"} | {name: where[name] for name in results.HARDWARE}
+    assert rows.drop(columns=own.columns).to_dict("records") == [added] * len(own)
 
 
 def test_every_seed_has_a_row(place, images):
@@ -127,6 +130,8 @@ def test_update_writes_finished_cells_only(place, uci, tmp_path):
 def test_paired_differences_are_those_of_the_predictions(place, images):
     (row,) = results.paired(images, place, "sa").to_dict("records")
     assert row["difference"] == "sa - vanilla" and row["seeds"] == 2 and row["data"] == "digits"
+    where = results.read(place.folder(images[0]) / "environment.json")
+    assert (row["torch"], row["cpu"]) == (where["torch"], where["cpu"])  # the same of both
     right, likelihood = [], []
     for seed in (1, 2):
         ours, theirs = (load_file(place.folder(cell) / f"seed{seed}/predictions.safetensors") for cell in images)

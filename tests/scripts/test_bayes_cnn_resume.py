@@ -22,7 +22,7 @@ SETTINGS = {
     "sa": (*SPARSE, "-average", 2),
     "rho": (*SPARSE, "-pruning", "rho"),
     "unit": (*SPARSE, "-pruning", "unit", "-c", "em", "-scale_to", 100),
-    "sghmc": (*SPARSE, "-c", "sghmc", "-fix_scale", 1, "-amp", 1),
+    "sghmc": (*SPARSE, "-c", "sghmc", "-fix_scale", 1),
 }
 
 
