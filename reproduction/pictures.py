@@ -77,7 +77,7 @@ PICTURES = [
         "sbp_units.png",
         "SNR of every unit",
         structured.units,
-        {"full": "*_sbp_1", "cpu": "fc_sbp_tuned_1 l5_sbpa_tuned_1", "quick": "fc_sbp"},
+        {"full": "*_sbp_1", "cpu": "fc_sbp_tuned_1 l5_cost_1", "quick": "fc_sbp"},
     ),
     Picture(
         "sbp-mnist",

@@ -166,8 +166,10 @@ def sbp_mnist(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
         return
     tuned = "-noise_lr 10 -kl_weight 5"
     fc = "-pretrained @fc_dense"
-    yield make("fc_dense", "lenet-fc", "dense", "-sn 60 -seeds 3")
-    yield make("fc_sbp_1", "lenet-fc", "sbp", f"{fc} -sn 200 -threshold_sweep 40")
+    yield make("fc_dense", "lenet-fc", "dense", f"-sn 60 -seeds {seeds or 5}")
+    for seed in range(1, 1 + (seeds or 5)):  # at the published schedule
+        flags = f"{fc} -sn 200 -threshold_sweep 40 -seed {seed}"
+        yield make(f"fc_sbp_{seed}", "lenet-fc", "sbp", flags, seed=seed)
     for seed in range(1, 1 + (seeds or 3)):
         flags = f"{fc} {tuned} -threshold_sweep 40 -sn 60 -seed {seed}"
         yield make(f"fc_sbp_tuned_{seed}", "lenet-fc", "sbp", flags, seed=seed)
@@ -180,7 +182,6 @@ def sbp_mnist(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
         flags = f"{l5} {cost} -sn 25 -threshold_sweep 40 -seed {seed}"
         yield make(f"l5_cost_{seed}", "lenet5", "sbp", flags, seed=seed)
     yield make("l5_sbpa_1", "lenet5", "sbpa", f"{l5} -sn 30 -noise_lr 10 -threshold_sweep 40")
-    yield make("l5_sbpa_tuned_1", "lenet5", "sbpa", f"{l5} {tuned} -threshold_sweep 40 -sn 30 -finetune 15")
     yield make("l5_ssl_1", "lenet5", "ssl", f"{l5} -sn 15")
     yield make("l5_sparsevd_1", "lenet5", "sparsevd", f"{l5} -sn 12")
     yield make("random_fc_dense", "lenet-fc", "dense", "-sn 30", "mnist-random")
