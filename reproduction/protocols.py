@@ -165,16 +165,16 @@ def sbp_mnist(protocol: str, seeds: int | None, _) -> Iterator[Cell]:
                 yield make(f"{model}_{c}_{seed}", model, c, flags + sweep, seed=seed)
         return
     tuned = "-noise_lr 10 -kl_weight 5"
-    fc = "-pretrained @fc_dense"
-    yield make("fc_dense", "lenet-fc", "dense", f"-sn 60 -seeds {seeds or 5}")
     for seed in range(1, 1 + (seeds or 5)):  # at the published schedule
-        flags = f"{fc} -sn 200 -threshold_sweep 40 -seed {seed}"
-        yield make(f"fc_sbp_{seed}", "lenet-fc", "sbp", flags, seed=seed)
-    for seed in range(1, 1 + (seeds or 3)):
-        flags = f"{fc} {tuned} -threshold_sweep 40 -sn 60 -seed {seed}"
-        yield make(f"fc_sbp_tuned_{seed}", "lenet-fc", "sbp", flags, seed=seed)
-    yield make("fc_ssl_1", "lenet-fc", "ssl", f"{fc} -sn 60")
-    yield make("fc_sparsevd_1", "lenet-fc", "sparsevd", f"{fc} -sn 10")
+        start = f"-pretrained @fc_dense_{seed} -seed {seed}"
+        yield make(f"fc_dense_{seed}", "lenet-fc", "dense", f"-sn 60 -seed {seed}", seed=seed)
+        yield make(f"fc_sbp_{seed}", "lenet-fc", "sbp", f"{start} -sn 200 -threshold_sweep 40", seed=seed)
+        if seed <= (seeds or 3):
+            flags = f"{start} {tuned} -threshold_sweep 40 -sn 60"
+            yield make(f"fc_sbp_tuned_{seed}", "lenet-fc", "sbp", flags, seed=seed)
+        if seed <= (seeds or 1):
+            yield make(f"fc_ssl_{seed}", "lenet-fc", "ssl", f"{start} -sn 60", seed=seed)
+            yield make(f"fc_sparsevd_{seed}", "lenet-fc", "sparsevd", f"{start} -sn 10", seed=seed)
     cost = "-noise_lr 10 -warmup 2 -kl_layers 100 40"  # the KL weighed by what a unit costs
     l5 = "-pretrained @l5_dense"
     yield make("l5_dense", "lenet5", "dense", "-sn 30")
