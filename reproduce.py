@@ -1,6 +1,6 @@
 """The papers' tables and figures, cell by cell, beside the published numbers.
 
-    python reproduce.py list                                   # what there is, and what it takes
+    python reproduce.py list                                   # every cell with its command
     python reproduce.py run quick                              # every experiment small, no downloads, five minutes
     python reproduce.py run uci table1 -protocol cpu -jobs 2
     python reproduce.py run table3 -protocol full -only method=sa sparsity=0.9 -scheduler tcp://host:8786
@@ -8,7 +8,8 @@
     python reproduce.py report                                 # results/report.md and report.html
 
 A cell is one command line of a script with its run folder. Finished cells are never run again, interrupted ones go on
-where they were, failed ones are listed with their error. Exit status: 0 all is finished, 1 a cell failed, 2 bad input.
+where they were, failed ones are listed with their error. Exit status: 0 all is well, after run: finished; 1 a cell has
+failed or could not be run; 2 bad input.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from experiment import options
 from reproduction import pages, protocols, report
 from reproduction.cells import ROOT, Cell, Place, shown
-from reproduction.engine import run_cells
+from reproduction.engine import locked, run_cells
 from reproduction.pictures import draw
 from reproduction.results import update
 
@@ -55,9 +56,8 @@ def parse(argv: list[str] | None = None):
     parser.add_argument(
         "-protocol", choices=protocols.PROTOCOLS, default="cpu", help="schedules: published, of two cores, or small"
     )
-    parser.add_argument(
-        "-seeds", type=options.count, default=None, help="seeds, splits or data sets; default of every table"
-    )
+    about = "seeds, splits or data sets, where a table has several; default of every table"
+    parser.add_argument("-seeds", type=options.count, default=None, help=about)
     parser.add_argument(
         "-only",
         type=key_value,
@@ -83,6 +83,8 @@ def parse(argv: list[str] | None = None):
         if name not in names:
             parser.error(f"argument TABLE: {name} is none of {', '.join(names)}")
     if "quick" in args.tables:
+        if len(args.tables) > 1:
+            parser.error("argument TABLE: quick is all tables, and stands alone")
         args.protocol = "quick"
     if not args.tables or {"all", "quick"}.intersection(args.tables):
         args.tables = list(protocols.TABLES)
@@ -121,7 +123,8 @@ def run(cells: list[Cell], place: Place, args: argparse.Namespace) -> None:
     """Run what is not finished, a line per cell."""
     left = [cell for cell in cells if place.state(cell) != "finished"]
     print(f"{len(cells)} cells, {len(cells) - len(left)} finished before", flush=True)
-    for i, outcome in enumerate(run_cells(left, place, args.jobs, args.scheduler), 1):
+    data = Path(args.data_dir).resolve() if args.data_dir else None
+    for i, outcome in enumerate(run_cells(left, place, args.jobs, args.scheduler, data), 1):
         note = f": {outcome.error}" if outcome.error else ""
         print(f"[{i}/{len(left)}] {outcome.state} {outcome.id} in {outcome.seconds:.0f} s{note}", flush=True)
 
@@ -135,8 +138,6 @@ def main() -> int:
             raise ValueError(f"no cell of -protocol {args.protocol} is {' '.join(args.tables)} {' '.join(args.only)}")
     place = place_of(args)
     os.chdir(ROOT)
-    if args.data_dir:
-        os.environ["BSDL_DATA"] = str(Path(args.data_dir).resolve())
     if args.action == "list":
         show_cells(cells, place)
         return 0
@@ -145,12 +146,14 @@ def main() -> int:
     if args.action in ("run", "report"):
         results = place.root / "results" if args.out or args.protocol == "quick" else ROOT / "results"
         pictures = results.parent / "figures"
-        update(cells, place, args.protocol, results)
-        draw(cells, place, args.protocol, pictures)
+        with locked(results / ".lock"):  # of several starters
+            update(cells, place, args.protocol, results)
+            draw(cells, place, args.protocol, pictures)
     states = show_states(cells, place)
     if args.action in ("run", "report"):
         write_report(args, place, results, pictures)
-    return 1 if states["failed"] or states["other flags"] else 0
+    failed = states["failed"] + states["other flags"]
+    return 1 if failed or (args.action == "run" and states.total() > states["finished"]) else 0
 
 
 def write_report(args: argparse.Namespace, place: Place, results: Path, pictures: Path) -> None:

@@ -49,6 +49,9 @@ NOISY = {  # sites of the noise: outputs (0), before the bias, or inputs (1) of 
 SBPA = [10.0, 10.0, 5.0, 5.0]  # weights of the KL of the first layers
 METHODS = ("sbp", "sbpa", "sparsevd", "ssl", "dense")
 DATA = (*images.NAMES, "mnist-random", "cifar10-random")
+SNR = ("sbp", "sbpa")  # methods whose units have one
+OF = {"snr": SNR, "threshold_sweep": SNR, "kl_layers": SNR, "noise_lr": (*SNR, "sparsevd")}  # flags of some methods
+OF |= dict.fromkeys(("kl_weight", "warmup"), (*SNR, "sparsevd", "ssl"))
 VGG = Recipe(padding=2, flip=True, brightness=63 / 255, contrast=(0.2, 1.8), standardise=True)
 
 
@@ -92,7 +95,7 @@ def attached(args: Namespace, net: nn.Sequential, generator: torch.Generator) ->
 
 def threshold(args: Namespace) -> float | None:
     """Of the scores of units; None: the method's own."""
-    return args.snr if args.c in ("sbp", "sbpa") else None
+    return args.snr if args.c in SNR else None
 
 
 class Chain(Shrinking):
@@ -225,7 +228,7 @@ def parse(argv: list[str] | None = None):
     about = "epochs before the step falls linearly to 0; default sn / 2, vgglike after dense 5 sn / 6"
     group.add_argument("-decay", type=options.whole, default=None, help=about)
     group.add_argument("-beta1", type=options.fraction, default=0.95, help="of Adam")
-    about = "step of mu and log sigma in units of -lr; default 1, vgglike 10"
+    about = "sbp, sparsevd: step of the noise's parameters in units of -lr; default 1, vgglike 10"
     group.add_argument("-noise_lr", type=options.positive, default=None, help=about)
     about = "weight of |w|^2 / 2 in the last epoch, from a thousandth in the first; default 0, dense vgglike 1"
     group.add_argument("-l2", type=options.non_negative, default=None, help=about)
@@ -304,9 +307,11 @@ def main() -> int:
         where = device.resolve(args.device)
         distributed.start(where)
         distributed.share(torch.arange(args.train), args.train)  # checks -train
-        if args.threshold_sweep and args.c not in ("sbp", "sbpa"):
-            raise ValueError(f"argument -threshold_sweep: is of the SNR, which -c {args.c} does not have")
-        if len(args.kl_layers) > (sites := len(NOISY[args.model]) if args.c in ("sbp", "sbpa") else 0):
+        usual = vars(parser.parse_args([])) | published(args.model, args.c, args.sn)
+        for name, methods in OF.items():
+            if args.c not in methods and vars(args)[name] != usual[name]:
+                raise ValueError(f"argument -{name}: does nothing with -c {args.c}")
+        if len(args.kl_layers) > (sites := len(NOISY[args.model])):
             raise ValueError(f"argument -kl_layers: {len(args.kl_layers)} weights, but {sites} layers have noise")
         if args.decay > args.sn:
             raise ValueError(f"argument -decay: {args.decay} is after the last of {args.sn} epochs")

@@ -135,6 +135,9 @@ class SparseVD(Dense):
     def penalty(self) -> Tensor:
         return sum(layer.kl() for layer in self.layers.values())
 
+    def noise_parameters(self) -> list[nn.Parameter]:
+        return [layer.log_sigma2 for layer in self.layers.values()]
+
     @torch.no_grad()
     def scores(self) -> dict[Site, Tensor]:
         log_alpha = {name: layer.log_alpha() for name, layer in self.layers.items()}

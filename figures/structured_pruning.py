@@ -103,7 +103,7 @@ def units(runs: list[Path], file: Path) -> Path:
 
 
 def curves(runs: list[Path], file: Path) -> Path:
-    """Units left over the epochs, as a share of the layer's; one panel per model and method, every seed a line."""
+    """Units left over the epochs; one panel per model and method, every seed a line."""
     folders = found(runs, "metrics.csv")
     kinds = list(dict.fromkeys(title(args) for args in folders.values()))
     width = min(3, len(kinds))

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +47,10 @@ def locked(path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def run_cell(cell: Cell, place: Place, threads: int | None = None) -> Outcome:
+def run_cell(cell: Cell, place: Place, environment: Mapping[str, str] | None = None) -> Outcome:
     """Run a cell, or go on with it, unless it is finished.
 
-    threads: of torch and BLAS; default theirs.
+    environment: variables of its process, beside those of this one.
     """
     began = time.monotonic()
     try:
@@ -58,7 +58,7 @@ def run_cell(cell: Cell, place: Place, threads: int | None = None) -> Outcome:
             if place.state(cell, locked=True) == "finished":
                 return Outcome(cell.id, "finished")
             place.beside(cell, "failed").unlink(missing_ok=True)
-            code, last = run_script(place.words(cell), place.beside(cell, "log"), lock, threads)
+            code, last = run_script(place.words(cell), place.beside(cell, "log"), lock, environment or {})
             seconds = time.monotonic() - began
             if code in (0, DIVERGED) and place.state(cell, locked=True) == "finished":
                 return Outcome(cell.id, "finished", seconds, last if code else "")
@@ -69,14 +69,13 @@ def run_cell(cell: Cell, place: Place, threads: int | None = None) -> Outcome:
     return Outcome(cell.id, "failed", seconds, error)
 
 
-def run_script(words: list[str], log: Path, lock: int, threads: int | None) -> tuple[int, str]:
+def run_script(words: list[str], log: Path, lock: int, environment: Mapping[str, str]) -> tuple[int, str]:
     """Run a script with its output in a log; returns its exit status and its last line."""
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with log.open("w") as output:
         done = subprocess.run(
             [sys.executable, *words],
             cwd=ROOT,
-            env=environment,
+            env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -96,26 +95,32 @@ def waves(cells: list[Cell]) -> Iterator[list[Cell]]:
         left = [cell for cell in left if cell not in ready]
 
 
-def run_cells(cells: list[Cell], place: Place, jobs: int, scheduler: str | None = None) -> Iterator[Outcome]:
-    """Run cells, jobs at a time, or on a dask.distributed cluster; yields outcomes as they come.
+def run_cells(
+    cells: list[Cell], place: Place, jobs: int, scheduler: str | None = None, data: Path | None = None
+) -> Iterator[Outcome]:
+    """Run cells, jobs at a time, or on a dask.distributed cluster, as many at a time as it has workers; yields
+    outcomes as they come.
 
-    A cell that needs a failed one fails as well; all others go on.
+    A cell that needs a failed one fails as well; all others go on.  data: the data folder, default that of the
+    environment, on a cluster that of the workers.
     """
+    environment = {"BSDL_DATA": str(data)} if data else {}
     with contextlib.ExitStack() as stack:
         if scheduler:
             from distributed import Client
 
             stack.enter_context(Client(scheduler))
             stack.enter_context(parallel_config("dask", wait_for_workers_timeout=60))
-            jobs, threads = -1, None
+            jobs = -1
         else:
             stack.enter_context(parallel_config("threading"))  # every cell is a process of its own
-            threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+            if jobs > 1:
+                environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         failed: set[str] = set()
         for wave in waves(cells):
             ready = [cell for cell in wave if failed.isdisjoint(cell.before)]
             outcomes = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(
-                delayed(run_cell)(cell, place, threads) for cell in ready
+                delayed(run_cell)(cell, place, environment) for cell in ready
             )
             for outcome in outcomes:
                 if outcome.state == "failed":

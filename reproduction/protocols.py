@@ -2,7 +2,8 @@
 
 full: the papers' settings, as far as they are published, for a GPU where there are images.
 cpu: what two cores can do; the committed results. Linear and UCI regression and variable selection are the full ones.
-quick: every experiment small, on data that needs no download; five minutes on two cores in all.
+quick: every experiment small but the VGG-like network, which needs larger images than those of data that needs no
+    download; five minutes on two cores in all.
 """
 
 from __future__ import annotations

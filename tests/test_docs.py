@@ -75,6 +75,12 @@ def test_the_flags_of_every_command_exist(command):
     assert all(name in vars(args) for name in given)
 
 
+def test_the_targets_of_make_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {name for text in PAGES.values() for name in re.findall(r"(?:^|`)make ([\w-]+)", text, re.M)}
+    assert {"demo", "test", "results"} <= named <= targets
+
+
 def test_the_modules_of_commands_exist():
     modules = {name for text in PAGES.values() for name in re.findall(r"python -m ([\w.]+)", text)}
     assert {"figures.choosing", *(f"examples.{name}" for name in EXAMPLES)} <= modules

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from sbp_cnn import OF
+
 from .rows import in_se, load, means, ordered, provenance, published
 from .text import Table, count, finished, name, number, of, pair, short, where
 
@@ -25,11 +27,10 @@ MODELS = ["lenet-fc", "lenet5", "vgglike"]
 
 
 def runs(folder: Path, file: str, protocol: str) -> pd.DataFrame:
-    """All rows of a CSV file; the settings that the plain network has not are empty there."""
+    """All rows of a CSV file; settings that a method has not are empty."""
     rows = load(folder, file, protocol, [*SETTING, *METRICS, *SPEEDS, "seed", "val"])
     rows = rows.assign(warmup=rows["warmup"].where(rows["warmup"] > 0), amp=rows["amp"].fillna(0))
-    own = ["noise_lr", "kl_weight", "kl_layers", "warmup"]
-    return rows.assign(**{key: rows[key].where(rows["method"].isin(["sbp", "sbpa"])) for key in own})
+    return rows.assign(**{key: rows[key].where(rows["method"].isin(OF[key])) for key in OF if key in SETTING})
 
 
 def settings(row) -> str:
@@ -111,7 +112,7 @@ def sbp_table(folder: Path, protocol: str, file: str, data: str, title: str) -> 
     file: of the CSV.  data: of the paper.
     """
     rows = runs(folder, file, protocol)
-    rows = rows[(rows["val"].fillna(0) == 0) & (rows["data"] != "mnist-random")]
+    rows = rows[(rows["val"].fillna(0) == 0) & ~rows["data"].astype(str).str.endswith("-random")]
     paper = published("sbp", protocol)
     table = pruned(rows, paper[paper["data"] == data], title, COUNTED)
     return replace(table, frame=table.frame.drop(columns=TRAIN, errors="ignore"))
@@ -141,5 +142,5 @@ def sbp_random(folder: Path, protocol: str) -> Table:
     """Random labels."""
     rows = runs(folder, "sbp_mnist", protocol)
     rows = rows[rows["data"] == "mnist-random"]
-    note = "LeNet-fc on MNIST with random training labels; whole layers may vanish (-allow_empty 1). "
+    note = "LeNet-fc on MNIST with random labels, of the test images too; whole layers may vanish (-allow_empty 1). "
     return alone(rows, "Structured pruning: random labels", note, *TIMES)

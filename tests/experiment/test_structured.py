@@ -281,8 +281,8 @@ def test_the_parameters_of_the_noise_are_told_apart(c):
     net, _ = network("lenet5")
     method = attached(c, net)
     found = {id(p) for p in method.noise_parameters()}
-    expected = {id(p) for name, p in net.named_parameters() if name.endswith(("mu", "log_sigma"))}
-    assert found == expected and len(found) == (12 if c == "sbp" else 0)
+    expected = {id(p) for name, p in net.named_parameters() if name.endswith(("mu", "log_sigma", "log_sigma2"))}
+    assert found == expected and len(found) == {"sbp": 12, "sparsevd": 4}.get(c, 0)
 
 
 @nets

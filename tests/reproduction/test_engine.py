@@ -111,6 +111,14 @@ def test_a_cell_that_diverged_in_part_is_finished(tmp_path, place):
     assert (outcome.state, outcome.error) == ("finished", "diverged: 3 of 20 chains")
 
 
+def test_the_data_folder_reaches_the_script(tmp_path, place):
+    script = tmp_path / "reads.py"
+    script.write_text(STAND_IN + '(out / "data").write_text(os.environ["BSDL_DATA"])')
+    cell = Cell("t", "a", (str(script),))
+    (outcome,) = run_cells([cell], place, jobs=1, data=tmp_path)
+    assert outcome.state == "finished" and (place.folder(cell) / "data").read_text() == str(tmp_path)
+
+
 def test_cells_wait_for_those_that_they_need():
     dense, sparse, attack = (
         Cell("t", "dense", ("x",)),

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import reproduce
-from reproduction import protocols
+from reproduction import engine, protocols
 from reproduction.cells import ROOT, Place
 
 SCRIPT = "reproduce.py"
@@ -79,6 +79,7 @@ def test_list_shows_commands(capsys, monkeypatch):
     [
         (["fly"], "argument action"),
         (["run", "table9"], "argument TABLE: table9"),
+        (["run", "quick", "uci"], "argument TABLE: quick"),
         (["run", "uci", "-jobs", "0"], "argument -jobs"),
         (["run", "uci", "-seeds", "x"], "argument -seeds"),
         (["run", "uci", "-protocol", "fast"], "argument -protocol"),
@@ -90,6 +91,15 @@ def test_list_shows_commands(capsys, monkeypatch):
 )
 def test_bad_input_is_one_line(words, about, refused, tmp_path):
     assert about in refused(reproduce, *words, "-out", tmp_path / "runs")
+
+
+def test_a_full_disk_is_no_success(in_process, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engine, "run_script", full)
+    result = in_process(reproduce, "run", *TINY, out=tmp_path / "runs")
+    assert result.code == 1 and result.stdout.count("No space left on device") == 2 and "uci: 2 open" in result.stdout
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from reproduction import protocols
+from reproduction.results import file_name
 from reproduction.tables import EXCERPTS, TABLES
-from reproduction.tables.rows import in_se
+from reproduction.tables.rows import COMMITTED, in_se
 
 ROOT = Path(__file__).parents[2]
 EVERY = TABLES | EXCERPTS
@@ -292,3 +294,15 @@ def test_the_committed_results_are_printed_in_full(name):
     assert len(frame) and frame.columns.is_unique
     assert not frame.isin(["nan", "None", "NaN", "<NA>"]).to_numpy().any()
     assert frame.map(lambda cell: isinstance(cell, str)).to_numpy().all()
+
+
+def test_every_committed_row_is_of_a_cell_that_exists():
+    """Else rows of a cell that was renamed would be averaged with those of its new name."""
+    every = {(p, file_name(c.table), c.name) for p in COMMITTED for c in protocols.cells(list(protocols.TABLES), p)}
+    found = set()
+    for path in (ROOT / "results").glob("*.csv"):
+        rows = pd.read_csv(path)
+        if {"protocol", "cell"} <= {*rows}:
+            table = path.stem.removesuffix("_ood")
+            found |= {(row.protocol, table, row.cell) for row in rows[["protocol", "cell"]].itertuples()}
+    assert found and found <= every
