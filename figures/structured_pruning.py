@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 import sys
 from pathlib import Path
 
@@ -79,7 +80,8 @@ def units(runs: list[Path], file: Path) -> Path:
     figure, axes = plt.subplots(len(rows), columns, figsize=(2.7 * columns, 2.7 * len(rows)), squeeze=False)
     for line, (folder, group) in zip(axes, rows, strict=True):
         args = flags[folder]
-        line[0].set_ylabel(f"{title(args)}\n\nSNR")
+        beside = "\n".join(part for row in title(args).splitlines() for part in textwrap.wrap(row, 30))
+        line[0].set_ylabel(f"{beside}\n\nSNR")
         for ax in line[len(group) :]:
             ax.axis("off")
         for ax, ((layer, side), table) in zip(line, group, strict=False):
