@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
