@@ -9,6 +9,8 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*_*.py"))
 SERVER = multiprocessing.get_context("forkserver")
@@ -34,7 +36,8 @@ def main(words: list[str], stdout: Path, stderr: Path, environment: dict[str, st
     for stream, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.chdir(ROOT)
-    os.environ.update(environment)
+    os.environ.update(ONE_THREAD | environment)
+    torch.set_num_threads(1)  # the server may have been started by another library, with all threads
     sys.path.insert(0, str(ROOT))
     if words[0] == "-m":
         sys.argv = words[1:]
