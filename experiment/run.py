@@ -16,10 +16,13 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +58,26 @@ class RunError(ValueError):
     """The run folder cannot be used: unwritable, full, another run's, or damaged."""
 
 
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C (SIGINT) has its effect at the end of the block.
+
+    In the midst of it, it could be lost: numpy, on whose conversions of text pandas relies, drops any exception
+    that it meets in there.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
 def replace_file(path: Path, write) -> None:
     """write(temporary path), then rename it to `path`: readers see the old file or the new one.
 
@@ -62,14 +85,15 @@ def replace_file(path: Path, write) -> None:
         RunError: it cannot be written, as on a full disk; the old file is whole.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{path} cannot be written: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with interrupts_wait():
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"{path} cannot be written: {reason}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,6 +22,11 @@ from safetensors import SafetensorError, safe_open
 from experiment import options
 from tests import forked
 
+# Of every process that the tests start, and of their own. The number of threads changes the rounding, and two test
+# processes with as many threads as there are processors wait for each other: up to 25 times as long.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(forked.ROOT)}
+torch.set_num_threads(1)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -136,15 +141,13 @@ def in_process(monkeypatch, capsys, tmp_path):
         flags = [*map(str, arguments), *(["-out", str(out)] if out else [])]
         monkeypatch.chdir(empty)
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *flags])
-        grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
-        torch.set_num_threads(1)
+        grad = torch.is_grad_enabled()
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as stop:
                 options.run_script(module.main)
         finally:
             torch.set_grad_enabled(grad)
-            torch.set_num_threads(threads)
             torch.set_flush_denormal(False)
         return Result(stop.value.code, *capsys.readouterr(), str(out))
 

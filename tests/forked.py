@@ -9,25 +9,16 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*_*.py"))
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torchvision", "tests.forked", *SCRIPTS])
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # the number of threads changes the rounding
 
 
 def start(words: list[str], stdout: Path, stderr: Path, **environment: str) -> BaseProcess:
     """Start `python words`, a script or -m and a module with flags, in the project's folder; it prints to files."""
     process = SERVER.Process(target=main, args=(words, stdout, stderr, environment))
-    before = dict(os.environ)
-    os.environ.update(ONE_THREAD)  # for the server, which the first process starts
-    try:
-        process.start()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    process.start()
     return process
 
 
@@ -36,8 +27,7 @@ def main(words: list[str], stdout: Path, stderr: Path, environment: dict[str, st
     for stream, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.chdir(ROOT)
-    os.environ.update(ONE_THREAD | environment)
-    torch.set_num_threads(1)  # the server may have been started by another library, with all threads
+    os.environ.update(environment)
     sys.path.insert(0, str(ROOT))
     if words[0] == "-m":
         sys.argv = words[1:]

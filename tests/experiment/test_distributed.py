@@ -1,6 +1,5 @@
 """Several processes that share each minibatch compute what one process computes on the whole of it."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from data.augment import RECIPES, Recipe
 from experiment import distributed
 from experiment.distributed import GLOBAL
 
-ROOT = Path(__file__).parents[2]
 EVERYTHING = Recipe(3, 20.0, True, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
 RECIPES_OF_ALL = RECIPES | {"raw": Recipe(), "everything": EVERYTHING}
 
@@ -155,12 +153,8 @@ def worker(folder: Path, rank: int, world: int) -> None:
 def two_processes(tmp_path_factory):
     """What the workers of two processes wrote."""
     folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, str(folder)]
-    workers = [
-        subprocess.Popen([*command, str(rank), "2"], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
+    workers = [subprocess.Popen([*command, str(rank), "2"], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
     try:
         errors = [process.communicate(timeout=120)[1] for process in workers]
     finally:

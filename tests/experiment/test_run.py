@@ -1,9 +1,12 @@
 """The run folder: whole files only, exact checkpoints, and refusal of what is damaged or another run's."""
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +53,30 @@ def test_readers_see_the_old_file_while_the_new_one_is_written(tmp_path):
 
     replace_file(path, write)
     assert path.read_text() == "new"
+
+
+def test_an_interrupt_waits_until_the_file_is_whole(tmp_path):
+    path = tmp_path / "file"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def write(temporary):
+        with contextlib.suppress(KeyboardInterrupt):  # as a library might
+            os.kill(os.getpid(), signal.SIGINT)
+        temporary.write_text("all of it")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            replace_file(path, write)
+        assert contents(tmp_path) == {"file": b"all of it"}
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_files_are_written_from_any_thread(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(replace_file, tmp_path / "file", lambda temporary: temporary.write_text("all of it")).result()
+    assert contents(tmp_path) == {"file": b"all of it"}
 
 
 def tensors() -> dict[str, torch.Tensor]:

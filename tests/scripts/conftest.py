@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-import os
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from tests.conftest import Result, done
-from tests.forked import ONE_THREAD, ROOT
+from tests.forked import ROOT
 
 pytest.register_assert_rewrite("tests.scripts.sbp_cnn_shared")  # its checks say what differs, as a test does
 
@@ -153,7 +152,7 @@ def torchrun():
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         done = subprocess.run(
             [*command, str(program), *map(str, arguments)],
-            cwd=ROOT, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=200,
+            cwd=ROOT, capture_output=True, text=True, timeout=200,
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr, "")
 
