@@ -1,6 +1,5 @@
 """python -m benchmarks: all of them leave rows, some may be chosen, and bad input is refused in one line."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,11 +25,6 @@ ROWS = {  # module: how the names of its benchmarks begin
     "scaling_chains": ["lr_simulation, cost against chains", "uci_run, cost against chains"],
 }
 CURVES = {"memory": "samples", "scaling_p": "p", "scaling_depth": "depth", "scaling_chains": "chains"}
-
-
-def benchmarks(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +68,12 @@ def test_curves_have_an_exponent(everything, name):
     assert not everything["against"].isna().all() and everything["exponent"].isna().any()  # and the others none
 
 
-def test_only_some(tmp_path):
+def test_only_some(script, tmp_path):
     file = tmp_path / "rows.csv"
     before = (ROOT / "results" / "benchmarks.csv").read_text().splitlines()
     file.write_text("\n".join(before) + "\n")
-    done = benchmarks("-only", "uci", "-quick", 1, "-out", file)
-    assert done.returncode == 0, done.stderr
+    done = script.run("-m", "benchmarks", "-only", "uci", "-quick", 1, out=file)
+    assert done.code == 0, done.stderr
     old = pd.read_csv(ROOT / "results" / "benchmarks.csv", dtype=str)
     new = pd.read_csv(file, dtype=str)
     shared = list(old.columns)

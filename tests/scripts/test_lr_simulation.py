@@ -455,12 +455,12 @@ def test_when_every_cell_has_a_diverged_chain_and_not_every_chain_has(in_process
 def test_a_killed_run_goes_on_bit_for_bit(script, tmp_path):
     """Killed three times, in the burn-in, in the middle and near the end, with all that a checkpoint holds in use."""
     flags = (
-        "-n", 20, "-p", 30, "-iterations", 3000, "-thin", 10, "-burn", 100, *ONE_SETTING, "-batch", 8, "-chains", 2,
+        "-n", 20, "-p", 30, "-iterations", 1500, "-thin", 10, "-burn", 50, *ONE_SETTING, "-batch", 8, "-chains", 2,
         "-save_draws", 1, "-save_every", 0, "-seeds", 2,
     )  # fmt: skip
     whole = script.run(SCRIPT, *flags, out=tmp_path / "whole")
     assert whole.code == 0, whole.stderr
-    for after in (300, 1400, 2600):
+    for after in (150, 700, 1300):
         killed = script.kill(SCRIPT, *flags, "-resume", 1, out=tmp_path / "pieces", after=after)
         assert killed.code == -signal.SIGKILL, killed.stderr
         assert not (killed / "table.csv").exists()
