@@ -4,7 +4,11 @@ import functools
 import importlib
 import itertools
 import re
+import runpy
 import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +228,54 @@ def test_every_command_runs(script, small_data, in_process, tmp_path):
         result = in_process(module, *made_small(list(command), small_data))
         assert result.code == 0, f"{' '.join(command)}\n{result.stderr}"
         assert "results: " in result.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_figures_run(small_data, in_process, tmp_path, monkeypatch, capsys):
+    """From the runs of the commands above them."""
+    page = PAGES["choosing.md"]
+    for command in commands(page, every=False):
+        module = importlib.import_module(command[0].removesuffix(".py"))
+        assert in_process(module, *made_small(command, small_data)).code == 0
+    monkeypatch.chdir(tmp_path / "empty")
+    for folder in ("figures", "results"):
+        Path(folder).mkdir()
+    drawing = re.findall(r"^python -m (\S+) (.*)$", page, re.M)
+    assert len(drawing) == 3
+    for module, line in drawing:
+        words = [str(path) for word in line.split() for path in (sorted(Path().glob(word)) or [word])]
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        runpy.run_module(module, run_name="__main__")
+        (written,) = capsys.readouterr().out.splitlines()
+        assert Path(written).stat().st_size > 0 and (ROOT / written).exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_a_cluster_run(script, tmp_path):
+    """Of a scheduler and a worker, on a free port of this machine."""
+    shown, *more = [block for block in blocks(PAGES["reproducing.md"]) if "dask scheduler" in block]
+    assert not more
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    programs = [line.split("#")[0].removeprefix("PYTHONPATH=. ") for line in shown.splitlines()]
+    words = [line.replace("host:8786", f"127.0.0.1:{port}").split() for line in programs]
+    assert [found[:2] for found in words] == [["dask", "scheduler"], ["dask", "worker"]]
+    words[0] += ["--host", "127.0.0.1", "--port", port, "--no-dashboard"]
+    words[1] += ["--no-dashboard", "--local-directory", str(tmp_path)]
+    started = [
+        subprocess.Popen([sys.executable, "-m", *found], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        for found in words
+    ]
+    try:
+        flags = ("uci", "-protocol", "quick", "-only", "data=diabetes", "method=sa")
+        run = script.run("reproduce.py", "run", *flags, "-scheduler", f"tcp://127.0.0.1:{port}", out=tmp_path / "runs")
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(60)
+    assert run.code == 0, run.stdout + run.stderr
+    assert "1 cells, 0 finished before" in run.stdout and "uci: 1 finished" in run.stdout
 
 
 @pytest.mark.slow
