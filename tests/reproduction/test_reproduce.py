@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import random
+import shutil
 import sys
 import time
 
@@ -102,10 +103,16 @@ def test_a_full_disk_is_no_success(in_process, monkeypatch, tmp_path):
     assert result.code == 1 and result.stdout.count("No space left on device") == 2 and "uci: 2 open" in result.stdout
 
 
+@pytest.fixture
+def reproduced(shared_run):
+    """A finished run of the two cells."""
+    return shared_run("reproduced", SCRIPT, "run", *TINY, "-jobs", 2)
+
+
 @pytest.mark.slow
-def test_cells_run_once_and_the_report_is_written(script, tmp_path):
-    out = tmp_path / "runs"
-    first = script.run(SCRIPT, "run", *TINY, "-jobs", 2, out=out)
+def test_cells_run_once_and_the_report_is_written(script, reproduced, tmp_path):
+    first, out = reproduced, tmp_path / "runs"
+    shutil.copytree(first.folder, out)
     assert (first.code, first.stderr) == (0, "")
     assert "2 cells, 0 finished before" in first.stdout and "uci: 2 finished" in first.stdout
     rows = pd.read_csv(out / "results" / "uci.csv")
@@ -132,9 +139,8 @@ def test_a_failed_cell_is_listed_with_its_error(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_same_numbers(script, tmp_path):
+def test_killed_runs_end_with_the_same_numbers(script, reproduced, tmp_path):
     """kill -9 of reproduce.py and of its scripts, at one random moment each; the third start completes."""
-    assert script.run(SCRIPT, "run", *TINY, "-jobs", 2, out=tmp_path / "whole").code == 0
     rng = random.Random(0)
     for victim in ("script", "starter"):
         running = script.start(SCRIPT, "run", *TINY, "-jobs", 2, out=tmp_path / "killed")
@@ -147,7 +153,7 @@ def test_killed_runs_end_with_the_same_numbers(script, tmp_path):
                 target.kill()
         running.result(seconds=300)
     assert script.run(SCRIPT, "run", *TINY, "-jobs", 2, out=tmp_path / "killed").code == 0
-    tables = [pd.read_csv(tmp_path / name / "results" / "uci.csv") for name in ("whole", "killed")]
+    tables = [pd.read_csv(f"{folder}/results/uci.csv") for folder in (reproduced.folder, tmp_path / "killed")]
     measured = ["method", "seed", "rmse", "rmse_averaged", "nll"]
     ordered = [table[measured].sort_values(["method", "seed"]).reset_index(drop=True) for table in tables]
     pd.testing.assert_frame_equal(*ordered, check_exact=True)

@@ -12,7 +12,7 @@ SCRIPT = "em_cnn.py"
 FEW = ("-model", "resnet20", "-sn", 2, "-cycles", 2, "-samples_per_cycle", 1, "-train", 20, "-lr", 0.01)
 SETTINGS = {
     "em": ("-eps0", 0.05, "-hard", 0.37, "-soft", 0.005, "-warmup", 1),
-    "densenet": ("-model", "densenet", "-scale", 0.1, "-hard", 0.5, "-warmup", 1, "-aug", 0, "-speed", 0),
+    "narrow": ("-model", "preact_resnet18", "-scale", 0.1, "-hard", 0.5, "-warmup", 1, "-aug", 0, "-speed", 0),
     "sgd": ("-c", "sgd", "-lr", 1e-5, "-speed", 0),
 }
 
