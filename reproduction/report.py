@@ -126,8 +126,8 @@ def body(
         f"{made_on}, on {plain(machine['gpu'] or machine['cpu'])}. Where its numbers were measured stands with "
         "every table. A cell not run is empty. Differences are ours minus published in standard errors, se.",
         "## Summary",
-        pages.markdown(overview),
-        "Cells: command lines at this protocol; finished here: with a run folder; in results/: with rows in its CSV.",
+        pages.markdown(overview.drop(columns="finished here")),  # of one machine, at one moment
+        "Cells: command lines at this protocol; in results/: with rows in its CSV.",
         "## Tables",
     ]
     for name, table in tables.items():

@@ -245,6 +245,7 @@ def test_the_commands_of_the_figures_run(small_data, in_process, tmp_path, monke
     for module, line in drawing:
         words = [str(path) for word in line.split() for path in (sorted(Path().glob(word)) or [word])]
         monkeypatch.setattr(sys, "argv", [module, *words])
+        monkeypatch.delitem(sys.modules, module, raising=False)  # as in a new interpreter
         runpy.run_module(module, run_name="__main__")
         (written,) = capsys.readouterr().out.splitlines()
         assert Path(written).stat().st_size > 0 and (ROOT / written).exists()

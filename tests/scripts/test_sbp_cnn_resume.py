@@ -31,8 +31,8 @@ def same_run(snapshot):
     """same_run(a, b): two run folders hold the same to the last bit, and their checkpoints the same tensors."""
 
     def check(a, b) -> None:
-        # a kill may leave the temporary file that it interrupted
-        one, other = ({name: x for name, x in snapshot(f).items() if not name.endswith(".tmp")} for f in (a, b))
+        # a kill may leave the temporary file that it interrupted, ours or that of safetensors in it: .tmpXXXXXX
+        one, other = ({name: x for name, x in snapshot(f).items() if Path(name).name[0] != "."} for f in (a, b))
         assert one.keys() == other.keys()
         for name in one:
             if Path(name).name not in TIMED:
