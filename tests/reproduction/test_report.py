@@ -119,7 +119,8 @@ def test_tables_commands_and_errors_stand_there(project):
 def test_report_md_has_links_to_the_figures(project):
     text = (project.results / "report.md").read_text()
     assert f"![{PICTURES[0].title}](../figures/{PICTURES[0].file})" in text and "data:" not in text
-    assert "| table1 | 3 | 1 | 1 |" in text and "## Differences" in text and ERROR in text
+    assert "| table1 | 3 | 1 |" in text and "finished here" not in text  # which is true of one machine only
+    assert "## Differences" in text and ERROR in text
     assert pages.markdown(TABLES["table1"](project.results, "cpu").frame) in text
 
 
