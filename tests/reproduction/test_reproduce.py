@@ -126,9 +126,10 @@ def test_cells_run_once_and_the_report_is_written(script, reproduced, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_listed_with_its_error(script, tmp_path):
+def test_a_failed_cell_is_listed_with_its_error(script, reproduced, tmp_path):
+    shutil.copytree(reproduced.folder, tmp_path / "runs")
     folder = tmp_path / "runs" / "uci" / "diabetes_sa_annealed_seeds2"
-    folder.mkdir(parents=True)
+    (folder / "summary.json").unlink()
     (folder / "args.json").write_text("{")
     run = script.run(SCRIPT, "run", *TINY, "-jobs", 2, out=tmp_path / "runs")
     assert run.code == 1
