@@ -1,5 +1,5 @@
 # make demo       set up .venv and run every experiment small, on data that needs no download; five minutes on two cores
-# make test       set up .venv and run the whole test suite
+# make test       set up .venv and run the whole test suite; eight minutes on two cores
 # make test-fast  the same without the tests that kill processes, compile or sample for long
 # make results    run what results/ and the committed figures hold and is not finished; many hours on two cores
 #                 TABLES=uci: of some tables only; CHECKPOINT=FILE: ResNet20 from the authors' dense checkpoint
