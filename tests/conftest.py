@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -106,6 +107,13 @@ def done(folder) -> int:
             return json.loads(file.metadata()["state"])["done"]
     except (OSError, RuntimeError, SafetensorError):  # being replaced at this moment
         return 0
+
+
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import itertools
 import re
 import runpy
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data.uci import SOURCES
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -256,9 +256,7 @@ def test_the_commands_of_a_cluster_run(script, tmp_path):
     """Of a scheduler and a worker, on a free port of this machine."""
     shown, *more = [block for block in blocks(PAGES["reproducing.md"]) if "dask scheduler" in block]
     assert not more
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     programs = [line.split("#")[0].removeprefix("PYTHONPATH=. ") for line in shown.splitlines()]
     words = [line.replace("host:8786", f"127.0.0.1:{port}").split() for line in programs]
     assert [found[:2] for found in words] == [["dask", "scheduler"], ["dask", "worker"]]

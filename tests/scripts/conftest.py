@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from tests.conftest import Result, done
+from tests.conftest import Result, done, free_port
 from tests.forked import ROOT
 
 pytest.register_assert_rewrite("tests.scripts.sbp_cnn_shared")  # its checks say what differs, as a test does
@@ -165,9 +164,7 @@ def two_ranks(script):
     as one."""
 
     def run(program, *arguments) -> Result:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
         ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
         both = [script.start(str(program), *arguments, **where, **rank) for rank in ranks]
         first, second = (running.result(seconds=200) for running in both)
